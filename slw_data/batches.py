@@ -1,0 +1,166 @@
+"""Batches: from tokens as they were read to the tensors that a training loop gets.
+
+A :class:`Chunk` is some consecutive batches of one rank in one shape, still in the source's own dtype: what a worker
+sends to the main process in one message. :class:`BatchBuilder` casts it, adds labels and extras, and cuts it apart.
+Every tensor is fresh memory of exactly its own size, so it may be changed, kept or sent on its own.
+
+Read next: :mod:`slw_data.dataset`, which decides who makes which chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from slw_data.errors import DataError
+from slw_data.plan import SequenceLengthPlan, Stage
+
+__all__ = ["EXTRAS", "IGNORE", "LABELS", "Batch", "BatchBuilder", "Chunk", "bad_id", "check_ids", "stretch"]
+
+Batch = dict[str, torch.Tensor]
+Array = npt.NDArray[Any]
+
+LABELS = ("unshifted", "shifted", "both", "none")
+EXTRAS = ("position_ids", "document_ids", "step")
+IGNORE = -100  # the target that torch's and Hugging Face's cross entropy leave out
+
+_CHUNK_TOKENS = 1 << 18  # large enough to spread the cost of a call, small enough for the cache: 2 MiB of int64
+_CHUNK_BATCHES = 1024
+
+
+@dataclass
+class Chunk:
+    """Batches ``numbers`` (counted over the run, on one rank), each of ``rows`` x ``length`` tokens.
+
+    An array holds runs of tokens, one after the other along axis 1, with ``look`` more tokens at the end of each: the
+    labels of a cut. ``by_lane`` tells how runs make rows: run i is row i of every cycle of runs; else a run's rows
+    follow each other. ``valid`` is False where there is no token (padding, the end of the data), ``starts`` is True
+    where a document begins; None means all and none. ``after[i]`` is the source's position once batch i is delivered.
+    """
+
+    numbers: range
+    rows: int
+    length: int
+    columns: dict[str, Array]
+    look: int = 0
+    by_lane: bool = False
+    valid: npt.NDArray[np.bool_] | None = None
+    starts: npt.NDArray[np.bool_] | None = None
+    after: Sequence[Any] | None = None
+
+    def cut(self, array: Array, dtype: npt.DTypeLike = np.int64, shift: int = 0) -> Array:
+        """A fresh array ``(batches, rows, length)`` of ``array``, from ``shift`` tokens further on."""
+        out = np.empty((len(self.numbers), self.rows, self.length), dtype)
+        runs, width = array.shape[0], array.shape[1] - self.look
+        part = array[:, shift : shift + width]
+        if self.by_lane:
+            cycles = width // self.length
+            out.reshape(cycles, runs, self.length).transpose(1, 0, 2)[:] = part.reshape(runs, cycles, self.length)
+        else:
+            out.reshape(runs, width)[:] = part
+        return out
+
+
+def stretch(plan: SequenceLengthPlan, start: int, stop: int | None, size: int | None) -> tuple[Stage, int]:
+    """The stage of batch ``start``, and where a chunk that starts there ends: within the stage, after ``size`` batches
+    or as many as a chunk should have. It depends on the arguments alone, so all workers agree without talking."""
+    accum = plan.grad_accum_steps
+    step = start // accum
+    ahead = 1 if size == 1 else _CHUNK_BATCHES // accum + 1
+    if stop is not None:
+        ahead = min(ahead, -(-stop // accum) - step)
+    stage = plan.stage_at(step, ahead)
+    most = size or max(1, min(_CHUNK_TOKENS // (stage.rows * stage.length), _CHUNK_BATCHES))
+    ends = (start + most, stop, None if stage.stop is None else stage.stop * accum)
+    return stage, min(end for end in ends if end is not None)
+
+
+@dataclass(frozen=True)
+class BatchBuilder:
+    """Makes the batches of a chunk. ``masked``: rows may be padded, so an ``attention_mask`` goes with them."""
+
+    labels: str
+    columns: tuple[str, ...]
+    extras: tuple[str, ...]
+    grad_accum_steps: int
+    masked: bool
+
+    @property
+    def look(self) -> int:
+        """How many tokens after a row its labels need."""
+        return int(self.labels in ("shifted", "both"))
+
+    def build(self, chunk: Chunk) -> list[Batch]:
+        """The chunk's batches: dicts of contiguous tensors ``(rows, length)``, int64, made to be handed out once."""
+        parts = {"input_ids": chunk.cut(chunk.columns["input_ids"]), **self._targets(chunk)}
+        if self.masked and chunk.valid is not None:
+            parts["attention_mask"] = chunk.cut(chunk.valid)
+        for name in self.columns:
+            if name not in ("input_ids", "labels"):
+                parts[name] = chunk.cut(chunk.columns[name])
+        parts.update(self._extra(chunk))
+        names, arrays = tuple(parts), tuple(parts.values())
+        tensor = torch.from_numpy
+        if len(names) == 1:
+            return [{"input_ids": tensor(array)} for array in arrays[0]]
+        return [dict(zip(names, map(tensor, batch), strict=True)) for batch in zip(*arrays, strict=True)]
+
+    def _targets(self, chunk: Chunk) -> dict[str, Array]:
+        source = chunk.columns["labels" if "labels" in self.columns else "input_ids"]
+        targets = {}
+        if self.labels in ("unshifted", "both"):
+            targets["labels"] = self._target(chunk, source, shift=0)
+        if self.look:
+            targets["labels" if self.labels == "shifted" else "shift_labels"] = self._target(chunk, source, shift=1)
+        return targets
+
+    def _target(self, chunk: Chunk, source: Array, shift: int) -> Array:
+        target = chunk.cut(source, shift=shift)
+        if chunk.valid is not None:
+            target[~chunk.cut(chunk.valid, np.bool_, shift)] = IGNORE
+        return target
+
+    def _extra(self, chunk: Chunk) -> dict[str, Array]:
+        extra: dict[str, Array] = {}
+        shape = (len(chunk.numbers), chunk.rows, chunk.length)
+        if "position_ids" in self.extras or "document_ids" in self.extras:
+            starts = np.zeros(shape, np.bool_) if chunk.starts is None else chunk.cut(chunk.starts, np.bool_)
+            starts[:, :, 0] = True
+            if "position_ids" in self.extras:
+                column = np.arange(chunk.length, dtype=np.int64)
+                extra["position_ids"] = column - np.maximum.accumulate(np.where(starts, column, 0), axis=2)
+            if "document_ids" in self.extras:
+                extra["document_ids"] = np.cumsum(starts, axis=2, dtype=np.int64) - 1
+        if "step" in self.extras:
+            steps = np.array(chunk.numbers, dtype=np.int64) // self.grad_accum_steps
+            extra["step"] = np.repeat(steps[:, None], chunk.rows, axis=1)
+        return {name: extra[name] for name in self.extras}
+
+
+def check_ids(ids: Array, vocab_size: int | None) -> tuple[int, ...] | None:
+    """The index of the first token id that is negative or not below ``vocab_size``; None if there is none.
+
+    One pass: read as unsigned, a negative id is larger than any limit.
+    """
+    signed = ids.dtype.kind == "i"
+    if ids.size == 0 or (vocab_size is None and not signed and ids.dtype.itemsize < 8):
+        return None
+    limit = min(vocab_size or 1 << 63, 1 << (8 * ids.dtype.itemsize - signed))
+    unsigned = ids.view(ids.dtype.str.replace("i", "u")) if signed else ids
+    if int(unsigned.max()) < limit:
+        return None
+    return tuple(int(i) for i in np.argwhere(unsigned >= limit)[0])
+
+
+def bad_id(token: int, vocab_size: int | None, where: str) -> DataError:
+    """The error for a token id that :func:`check_ids` found."""
+    bound = f"below vocab_size={vocab_size}" if vocab_size is not None else "below 2^63"
+    return DataError(
+        f"token ids must be at least 0 and {bound}, found {token} at {where}: check the dtype, the byte order and the"
+        " tokenizer of the source (targets to be ignored, such as -100, belong in a labels column)"
+    )

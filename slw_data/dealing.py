@@ -1,0 +1,161 @@
+"""Dealing: the documents of a stream, read in order, go to lanes as these run dry.
+
+No token is kept in a saved position. A lane holds at most one begun document, so ``(document, offset)`` of each lane,
+and where the source can be read again from the oldest of these documents, are enough to go on exactly::
+
+    source    [ doc 0 | doc 1 ][ doc 2 | doc 3 | doc 4 ][ doc 5 ...        blocks, each with a position to read it again
+    lane 0    doc 0, doc 3 ..                                              begun: document 3, 17 tokens delivered
+    lane 1    doc 1, doc 2 ..                                              begun: document 2, 40 tokens delivered
+    snapshot  position of the block of document 2; next to deal: document 4; lanes (3, 17, 2, 40)
+
+Read next: :mod:`slw_data.documents`, which cuts rows from the lanes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slw_data.errors import DataError, StateError
+from slw_data.streams import Block, DocumentStream
+
+__all__ = ["Dealer", "Read", "Snapshot", "Span", "take"]
+
+
+class Snapshot(NamedTuple):
+    """Where a stream stands between two steps.
+
+    Documents are numbered over the whole run. ``position`` is the source's own, of the block whose first document is
+    number ``first`` and which pass ``epoch`` reads; ``next`` is the next document to deal; ``lanes`` holds for each
+    lane the number and offset of its begun document, or -1 and 0. The rest counts tokens.
+    """
+
+    epoch: int = 0
+    position: Any = None
+    first: int = 0
+    next: int = 0
+    lanes: tuple[int, ...] = ()
+    dealt: int = 0
+    delivered: int = 0
+    discarded: int = 0
+
+
+class Read(NamedTuple):
+    """A block that has been read: its pass and the number of its first document."""
+
+    block: Block
+    epoch: int
+    first: int
+
+
+Span = tuple[Read, int, int]  # flat tokens [start, stop) of a block
+
+
+class Dealer:
+    """Reads blocks and deals them to lanes: documents, or whole blocks (``whole``) if there is a single lane anyway."""
+
+    def __init__(self, stream: DocumentStream, num_lanes: int, whole: bool, epochs: int | None, at: Snapshot) -> None:
+        self.stream, self.whole, self.epochs = stream, whole, epochs
+        self.lanes: list[deque[Span]] = [deque() for _ in range(num_lanes)]
+        self.dealt, self.delivered, self.discarded = at.dealt, at.delivered, at.discarded
+        self._epoch, self._blocks = at.epoch, stream.blocks(at.epoch, at.position)
+        self._barren = at.next == 0  # nothing has come of this pass yet
+        self._read: Read | None = None
+        self._index = 0  # of the next document to deal in self._read
+        self._first = at.first
+        self._start = at
+        self.left: int | None = None  # tokens dealt and not delivered when the data ended
+        if at.next:
+            self._restore(at)
+
+    def _pull(self) -> bool:
+        """Read the next block, in a further pass if there is one. False at the end of the data."""
+        while (block := next(self._blocks, None)) is None:
+            if self._barren and self.epochs is None:
+                raise DataError(f"{self.stream.name} has no tokens in pass {self._epoch}, so reading it again is no use")
+            if self.epochs is not None and self._epoch + 1 >= self.epochs:
+                return False
+            self._epoch, self._barren = self._epoch + 1, True
+            self._blocks = self.stream.blocks(self._epoch)
+        self._barren = False
+        if self._read is not None:
+            self._first += len(self._read.block.offsets) - 1
+        self._read, self._index = Read(block, self._epoch, self._first), 0
+        return True
+
+    def deal(self) -> Span | None:
+        """The next document, or the rest of the block; None at the end of the data."""
+        while self._read is None or self._index >= len(self._read.block.offsets) - 1:
+            if not self._pull():
+                return None
+        offsets = self._read.block.offsets
+        start = self._index
+        self._index = len(offsets) - 1 if self.whole else start + 1
+        span = (self._read, int(offsets[start]), int(offsets[self._index]))
+        self.dealt += span[2] - span[1]
+        return span
+
+    def snapshot(self) -> Snapshot:
+        if self._read is None:
+            return self._start
+        oldest, places = self._read, []
+        for lane in self.lanes:
+            if not lane:
+                places += [-1, 0]
+                continue
+            read, start, _ = lane[0]
+            document = int(np.searchsorted(read.block.offsets, start, side="right")) - 1
+            places += [read.first + document, start - int(read.block.offsets[document])]
+            oldest = min(oldest, read, key=lambda r: r.first)
+        return Snapshot(
+            oldest.epoch,
+            oldest.block.position,
+            oldest.first,
+            self._read.first + self._index,
+            tuple(places),
+            self.dealt,
+            self.delivered,
+            self.discarded,
+        )
+
+    def _restore(self, at: Snapshot) -> None:
+        """Read on from the oldest begun document and give each lane what it held."""
+        held = {at.lanes[i]: (i // 2, at.lanes[i + 1]) for i in range(0, len(at.lanes), 2) if at.lanes[i] >= 0}
+        while self._read is None or held or self._first + len(self._read.block.offsets) - 1 < at.next:
+            if not self._pull() or self._read is None:
+                raise StateError(
+                    f"{self.stream.name} ended at document {self._first}, before the saved document {at.next}:"
+                    " resume with the source that the state was saved from"
+                )
+            offsets = self._read.block.offsets
+            for document in [d for d in held if d - self._first < len(offsets) - 1]:
+                lane, offset = held.pop(document)
+                start = int(offsets[document - self._first]) + offset
+                stop = int(offsets[-1] if self.whole else offsets[document - self._first + 1])
+                if start > stop:
+                    raise StateError(
+                        f"document {document} of {self.stream.name} is shorter than its saved offset {offset}:"
+                        " resume with the source that the state was saved from"
+                    )
+                self.lanes[lane].append((self._read, start, stop))
+        self._index = at.next - self._first
+
+
+def take(lane: deque[Span], count: int, look: int) -> list[Span]:
+    """Remove ``count`` tokens from a lane; the list goes ``look`` tokens further where the lane does."""
+    spans = []
+    while count:
+        read, start, stop = lane[0]
+        end = min(stop, start + count)
+        spans.append((read, start, end))
+        count -= end - start
+        if end == stop:
+            lane.popleft()
+        else:
+            lane[0] = (read, end, stop)
+    if look and lane:
+        read, start, _ = lane[0]
+        spans.append((read, start, start + 1))
+    return spans

@@ -1,0 +1,359 @@
+"""The loader: iterates a dataset, and knows which batch was delivered last.
+
+Chunks of batches are made ahead of their use, in this process or in workers; the position moves only when a batch is
+handed out, so whatever was made ahead and not delivered is made again, or waits for the next ``iter()``::
+
+    num_workers=0, prefetch=0    chunk -> batches                             when asked
+    num_workers=0, prefetch=n    chunk -> batches -> queue                    in a thread; NumPy copies without the lock
+    num_workers=n                chunk -> message -> chunk -> batches         in processes; the main process casts
+
+It is no ``torch.utils.data.DataLoader``: trainers re-wrap, re-shard or concatenate what they recognise as one, and pass
+any other iterable through untouched. This is the last module on a batch's path.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import queue
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from multiprocessing.context import BaseContext
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from slw_data.batches import Batch, Chunk
+from slw_data.dataset import SLWDataset
+from slw_data.errors import StateError
+from slw_data.schedules import integer
+from slw_data.state import Position
+
+__all__ = ["SLWLoader"]
+
+Made = tuple[Chunk, list[Batch]]
+
+
+class SLWLoader:
+    """Iterate ``dataset``: ``for batch in SLWLoader(dataset): ...``, in any training loop.
+
+    ``iter()`` continues where the state stands; :meth:`reset` starts over. ``len()`` is the number of batches of the whole
+    run on this rank.
+
+    Args:
+        dataset: an :class:`SLWDataset`.
+        num_workers: processes that read. From a store 0 is fastest: handing a batch over costs more than making it.
+        prefetch: batches that a thread keeps ready without workers (at least; it makes some at once). 0: no thread.
+        pin_memory: put the batches into page-locked memory where there is a GPU.
+        prefetch_factor, persistent_workers, multiprocessing_context, timeout: of the worker processes, as in torch's
+            ``DataLoader``; ``timeout`` in seconds. Persistent workers keep what they have read when a loop is left early.
+        progress: show a progress bar on data-parallel rank 0 (needs tqdm).
+
+    Iterating never moves the global random number generators.
+    """
+
+    def __init__(
+        self,
+        dataset: SLWDataset,
+        *,
+        num_workers: int = 0,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        multiprocessing_context: str | BaseContext | None = None,
+        timeout: float = 0,
+        progress: bool = False,
+    ) -> None:
+        if not isinstance(dataset, SLWDataset):
+            raise TypeError(f"dataset must be an SLWDataset, got {type(dataset).__name__}: wrap it, SLWDataset(source, ...)")
+        self.dataset = dataset
+        self.num_workers = integer("num_workers", num_workers, at_least=0)
+        self.prefetch = integer("prefetch", prefetch, at_least=0)
+        self.pin_memory, self.progress = bool(pin_memory), bool(progress)
+        self._worker_options = {
+            "prefetch_factor": prefetch_factor,
+            "persistent_workers": persistent_workers,
+            "multiprocessing_context": multiprocessing_context,
+            "timeout": timeout,
+        }
+        if self.num_workers:
+            dataset.check_workers(self.num_workers)
+            _check_picklable(dataset, multiprocessing_context)
+        elif any(self._worker_options.values()):
+            given = ", ".join(f"{name}={value!r}" for name, value in self._worker_options.items() if value)
+            raise ValueError(f"{given}: these options are of worker processes, and num_workers is 0")
+        self._start = dataset.position
+        self._source: _Direct | _Threaded | _Workers | None = None
+        self._after: Any
+        self._set_position(self._start)
+        self._warned = False
+
+    # -- iteration ----------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        batches = self.dataset.num_batches
+        if batches is None:
+            raise TypeError("nobody can know how many batches a stream holds: give the dataset total_steps")
+        return batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.dataset.mark_read_elsewhere()
+        if self._source is None:
+            self._source = self._open()
+        return self._deliver(self._source)
+
+    def _open(self) -> _Direct | _Threaded | _Workers:
+        if self.num_workers:
+            return _Workers(self.dataset, self.position, self.num_workers, self.pin_memory, self._worker_options)
+        made = _make(self.dataset, self.dataset.chunks(self.position), self.pin_memory)
+        return _Threaded(made, self.prefetch) if self.prefetch else _Direct(made)
+
+    def _deliver(self, source: _Direct | _Threaded | _Workers) -> Iterator[Batch]:
+        delivered, bar = False, self._bar()
+        try:
+            for chunk, batches in source:
+                self._numbers, self._after = chunk.numbers, chunk.after
+                for self._index, batch in batches:
+                    if source is not self._source:
+                        raise StateError(
+                            "the loader was reset, sought or loaded after this iterator was made: go on with iter(loader)"
+                        )
+                    delivered = True
+                    yield batch
+                    if bar is not None:
+                        self._show(bar)
+            self._close()
+            if not delivered:
+                self._warn_finished()
+        except GeneratorExit:  # the loop was left: threads and persistent workers keep what they have made
+            if self.num_workers and not self._worker_options["persistent_workers"] and source is self._source:
+                self._close()
+            raise
+        except BaseException:
+            if source is self._source:
+                self._close()
+            raise
+        finally:
+            if bar is not None:
+                bar.close()
+
+    def _close(self) -> None:
+        """Give up what was made ahead; the position stays."""
+        position, self._source = self.position, None
+        self._set_position(position)
+
+    def _warn_finished(self) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        if self.step == 0:
+            text = f"{self.dataset.source.name} has too few tokens for the first step, so there is no batch"
+        else:
+            text = f"this run is finished ({self.step} steps), so iterating yields nothing: reset() starts over, and"
+            text += " epochs=... or total_steps=... of the dataset make a run longer"
+        warnings.warn(text, stacklevel=3)
+
+    # -- position and state -------------------------------------------------------------------------------------------
+
+    def _set_position(self, at: Position) -> None:
+        self._numbers, self._index = range(at.number - 1, at.number), 0
+        self._after = [(at.snapshot, at.tokens)]
+
+    @property
+    def position(self) -> Position:
+        """Where the run stands after the last delivered batch."""
+        return Position(self._numbers[self._index] + 1, *(self._after[self._index] if self._after else (None, None)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the last delivered batch, a flat dict of plain values; see :mod:`slw_data.state`."""
+        return self.dataset.state_at(self.position)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], *, strict: bool = True, expected_step: int | None = None
+    ) -> None:
+        """Continue where ``state_dict`` was saved, with any number of workers, from the next ``iter()`` on.
+
+        For a store ``{"step": n}`` is enough. Raises StateError, and changes nothing, if a field does not fit this run or
+        ``expected_step`` (the trainer's own count) differs; ``strict=False`` only warns where the plan, the source or the
+        order differ.
+        """
+        at = self.dataset.parse(state_dict, strict=strict)
+        step = at.number // self.dataset.plan.grad_accum_steps
+        if expected_step is not None and step != expected_step:
+            raise StateError(f"the state is of step {step}, the trainer is at expected_step={expected_step}")
+        self._move(at)
+
+    def seek(self, step: int) -> None:
+        """Continue with the first batch of optimizer step ``step``. At once for a store; a stream is read up to there."""
+        self._move(self.dataset.position_of(step))
+
+    def reset(self) -> None:
+        """Start over from step 0."""
+        self._move(self.dataset.position_of(0))
+
+    def _move(self, at: Position) -> None:
+        self._source = None
+        self._set_position(at)
+        self._warned = False
+
+    # -- what to log --------------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps whose batches are all delivered: the step of the next batch."""
+        return self.position.number // self.dataset.plan.grad_accum_steps
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens in a row of the last delivered batch (before the first: of the first)."""
+        return self.dataset.plan.length(self._last_step)
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens delivered by all ranks since the run began, without padding."""
+        return self.dataset.identity.counts(self.position)["tokens"]
+
+    @property
+    def epoch(self) -> int:
+        """The pass over the source that is being read, from 0."""
+        return self.dataset.identity.counts(self.position)["epoch"]
+
+    @property
+    def tokens_left(self) -> int | None:
+        """See :attr:`SLWDataset.tokens_left`."""
+        return self.dataset.tokens_left
+
+    @property
+    def _last_step(self) -> int:
+        return max(self.position.number - 1, 0) // self.dataset.plan.grad_accum_steps
+
+    def metrics(self) -> dict[str, int]:
+        """What a training loop logs beside the loss: of the last delivered batch, and counted over the run."""
+        counts = self.dataset.identity.counts(self.position)
+        return {
+            "slw/step": counts["step"],
+            "slw/sequence_length": self.sequence_length,
+            "slw/rows": self.dataset.plan.rows(self._last_step),
+            "slw/tokens_seen": counts["tokens"],
+            "slw/epoch": counts["epoch"],
+        }
+
+    def _bar(self) -> Any:
+        if not self.progress or self.dataset.dp_rank:
+            return None
+        try:
+            from tqdm.auto import tqdm
+        except ImportError:
+            raise ImportError("progress=True needs tqdm: pip install 'slw_data[progress]', or leave it out") from None
+        return tqdm(total=self.dataset.num_batches, initial=self.position.number, unit="batch", dynamic_ncols=True)
+
+    def _show(self, bar: Any) -> None:
+        bar.set_postfix(length=self.sequence_length, tokens=f"{self.tokens_seen:,}", refresh=False)
+        bar.update()
+
+    def __repr__(self) -> str:
+        ahead = f"num_workers={self.num_workers}" if self.num_workers else f"prefetch={self.prefetch}"
+        return f"SLWLoader({self.dataset.plan!r} over {self.dataset.source.name}, {ahead}, at step {self.step})"
+
+
+# -- where batches come from: iterators over (chunk, its batches not yet delivered), which can be left and entered again --
+
+
+class _Direct:
+    def __init__(self, made: Iterator[Made]) -> None:
+        self._made = made
+        self._open: tuple[Chunk, Iterator[tuple[int, Batch]]] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Chunk, Iterator[tuple[int, Batch]]]]:
+        if self._open is not None:
+            yield self._open
+        for chunk, batches in self._made:
+            self._open = chunk, iter(enumerate(batches))
+            yield self._open
+
+
+class _Threaded(_Direct):
+    """A thread makes batches ahead. It refers to the queue alone, so dropping this object ends it."""
+
+    def __init__(self, made: Iterator[Made], ahead: int) -> None:
+        self._queue: queue.Queue[Made | BaseException | None] = queue.Queue(ahead)
+        self._stop = threading.Event()
+        super().__init__(self._received())
+        threading.Thread(target=_fill, args=(made, self._queue, self._stop), daemon=True, name="slw_data").start()
+
+    def _received(self) -> Iterator[Made]:
+        waiting = self._queue
+        while (item := waiting.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def __del__(self) -> None:
+        self._stop.set()
+        with suppress(queue.Empty):
+            while True:  # a thread that waits for room sees the event at once
+                self._queue.get_nowait()
+
+
+def _fill(made: Iterator[Made], waiting: queue.Queue[Made | BaseException | None], stop: threading.Event) -> None:
+    try:
+        for item in made:
+            waiting.put(item)
+            if stop.is_set():
+                return
+        waiting.put(None)
+    except BaseException as error:  # to be raised where the batches are awaited
+        waiting.put(error)
+
+
+class _Workers(_Direct):
+    def __init__(self, dataset: SLWDataset, at: Position, num_workers: int, pin: bool, options: Mapping[str, Any]) -> None:
+        loader = DataLoader(
+            _Messages(dataset, at),
+            batch_size=None,
+            num_workers=num_workers,
+            generator=torch.Generator(),  # else iterating would draw a seed from the global generator
+            **options,
+        )
+        super().__init__(_make(dataset, iter(loader), pin))
+
+
+class _Messages(IterableDataset[Chunk]):
+    """In a worker: its chunks, in the source's own dtype."""
+
+    def __init__(self, dataset: SLWDataset, at: Position) -> None:
+        self.dataset, self.at = dataset, at
+
+    def __iter__(self) -> Iterator[Chunk]:
+        info = get_worker_info()
+        assert info is not None
+        return self.dataset.chunks(self.at, info.id, info.num_workers, self.dataset.message_size)
+
+
+def _make(dataset: SLWDataset, chunks: Iterator[Chunk], pin: bool) -> Iterator[Made]:
+    pin = pin and torch.cuda.is_available()
+    for chunk in chunks:
+        batches = dataset.build(chunk)
+        if pin:
+            batches = [{name: tensor.pin_memory() for name, tensor in batch.items()} for batch in batches]
+        yield chunk, batches
+
+
+def _check_picklable(dataset: SLWDataset, context: str | BaseContext | None) -> None:
+    """TypeError naming the culprit if the start method pickles the dataset and it cannot be pickled."""
+    method = context if isinstance(context, BaseContext) else multiprocessing.get_context(context)
+    if method.get_start_method() == "fork":
+        return
+    parts = {"the schedule": dataset.plan.schedule, "the source": dataset.source, "the dataset": dataset}
+    for name, part in parts.items():
+        try:
+            pickle.dumps(part)
+        except Exception as error:
+            raise TypeError(
+                f"{name} cannot be pickled for {method.get_start_method()}ed workers ({error}): use module-level functions and"
+                " classes instead of lambdas and open handles, or num_workers=0"
+            ) from error
