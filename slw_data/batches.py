@@ -1,7 +1,7 @@
 """Batches: from tokens as they were read to the tensors that a training loop gets.
 
 A :class:`Chunk` is some consecutive batches of one rank in one shape, still in the source's own dtype: what a worker
-sends to the main process in one message. :class:`BatchBuilder` casts it, adds labels and extras, and cuts it apart.
+sends to the main process in one message. :class:`BatchBuilder` casts it, a batch at a time, with labels and extras.
 Every tensor is fresh memory of exactly its own size, so it may be changed, kept or sent on its own.
 
 Read next: :mod:`slw_data.dataset`, which decides who makes which chunk.
@@ -9,7 +9,7 @@ Read next: :mod:`slw_data.dataset`, which decides who makes which chunk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ LABELS = ("unshifted", "shifted", "both", "none")
 EXTRAS = ("position_ids", "document_ids", "step")
 IGNORE = -100  # the target that torch's and Hugging Face's cross entropy leave out
 
-_CHUNK_TOKENS = 1 << 18  # large enough to spread the cost of a call, small enough for the cache: 2 MiB of int64
+_CHUNK_TOKENS = 1 << 19  # large enough to spread the cost of a call, small enough for the cache: 1 MiB of uint16
 _CHUNK_BATCHES = 1024
 
 
@@ -53,17 +53,17 @@ class Chunk:
     starts: npt.NDArray[np.bool_] | None = None
     after: Sequence[Any] | None = None
 
-    def cut(self, array: Array, dtype: npt.DTypeLike = np.int64, shift: int = 0) -> Array:
-        """A fresh array ``(batches, rows, length)`` of ``array``, from ``shift`` tokens further on."""
-        out = np.empty((len(self.numbers), self.rows, self.length), dtype)
-        runs, width = array.shape[0], array.shape[1] - self.look
+    def view(self, array: Array, shift: int = 0) -> Array:
+        """``array``, from ``shift`` tokens further on, by batch: ``view[i]`` has the tokens of batch i in their order."""
+        batches, runs, width = len(self.numbers), array.shape[0], array.shape[1] - self.look
         part = array[:, shift : shift + width]
-        if self.by_lane:
-            cycles = width // self.length
-            out.reshape(cycles, runs, self.length).transpose(1, 0, 2)[:] = part.reshape(runs, cycles, self.length)
-        else:
-            out.reshape(runs, width)[:] = part
-        return out
+        if not self.by_lane:
+            return part.reshape(batches, self.rows, self.length)
+        return part.reshape(runs, batches, self.rows // runs, self.length).transpose(1, 2, 0, 3)
+
+    def cut(self, array: Array, shift: int = 0) -> Array:
+        """A fresh array of ``array``, of shape ``(batches, rows, length)``."""
+        return self.view(array, shift).reshape(len(self.numbers), self.rows, self.length).copy()
 
 
 def stretch(plan: SequenceLengthPlan, start: int, stop: int | None, size: int | None) -> tuple[Stage, int]:
@@ -95,20 +95,30 @@ class BatchBuilder:
         """How many tokens after a row its labels need."""
         return int(self.labels in ("shifted", "both"))
 
-    def build(self, chunk: Chunk) -> list[Batch]:
-        """The chunk's batches: dicts of contiguous tensors ``(rows, length)``, int64, made to be handed out once."""
-        parts = {"input_ids": chunk.cut(chunk.columns["input_ids"]), **self._targets(chunk)}
+    def build(self, chunk: Chunk) -> Iterator[Batch]:
+        """The chunk's batches, one at a time: dicts of contiguous int64 tensors ``(rows, length)``."""
+        parts = self._parts(chunk)
+        tensor, int64, rows, length = torch.from_numpy, np.dtype(np.int64), chunk.rows, chunk.length
+        steps = parts.pop("step", None)
+        for i, arrays in enumerate(zip(*parts.values(), strict=True)):
+            batch = {
+                name: tensor(array.astype(int64, "C").reshape(rows, length))
+                for name, array in zip(parts, arrays, strict=True)
+            }
+            if steps is not None:
+                batch["step"] = torch.full((rows,), int(steps[i]))
+            yield batch
+
+    def _parts(self, chunk: Chunk) -> dict[str, Array]:
+        """What each tensor is a copy of: arrays whose i-th item has the values of batch i."""
+        parts = {"input_ids": chunk.view(chunk.columns["input_ids"]), **self._targets(chunk)}
         if self.masked and chunk.valid is not None:
-            parts["attention_mask"] = chunk.cut(chunk.valid)
+            parts["attention_mask"] = chunk.view(chunk.valid)
         for name in self.columns:
             if name not in ("input_ids", "labels"):
-                parts[name] = chunk.cut(chunk.columns[name])
+                parts[name] = chunk.view(chunk.columns[name])
         parts.update(self._extra(chunk))
-        names, arrays = tuple(parts), tuple(parts.values())
-        tensor = torch.from_numpy
-        if len(names) == 1:
-            return [{"input_ids": tensor(array)} for array in arrays[0]]
-        return [dict(zip(names, map(tensor, batch), strict=True)) for batch in zip(*arrays, strict=True)]
+        return parts
 
     def _targets(self, chunk: Chunk) -> dict[str, Array]:
         source = chunk.columns["labels" if "labels" in self.columns else "input_ids"]
@@ -120,16 +130,16 @@ class BatchBuilder:
         return targets
 
     def _target(self, chunk: Chunk, source: Array, shift: int) -> Array:
-        target = chunk.cut(source, shift=shift)
-        if chunk.valid is not None:
-            target[~chunk.cut(chunk.valid, np.bool_, shift)] = IGNORE
-        return target
+        target = chunk.view(source, shift)
+        if chunk.valid is None:
+            return target
+        return np.where(chunk.view(chunk.valid, shift), target.astype(np.int64), IGNORE)
 
     def _extra(self, chunk: Chunk) -> dict[str, Array]:
         extra: dict[str, Array] = {}
         shape = (len(chunk.numbers), chunk.rows, chunk.length)
         if "position_ids" in self.extras or "document_ids" in self.extras:
-            starts = np.zeros(shape, np.bool_) if chunk.starts is None else chunk.cut(chunk.starts, np.bool_)
+            starts = np.zeros(shape, np.bool_) if chunk.starts is None else chunk.cut(chunk.starts)
             starts[:, :, 0] = True
             if "position_ids" in self.extras:
                 column = np.arange(chunk.length, dtype=np.int64)
@@ -137,8 +147,7 @@ class BatchBuilder:
             if "document_ids" in self.extras:
                 extra["document_ids"] = np.cumsum(starts, axis=2, dtype=np.int64) - 1
         if "step" in self.extras:
-            steps = np.array(chunk.numbers, dtype=np.int64) // self.grad_accum_steps
-            extra["step"] = np.repeat(steps[:, None], chunk.rows, axis=1)
+            extra["step"] = np.array(chunk.numbers, dtype=np.int64) // self.grad_accum_steps
         return {name: extra[name] for name in self.extras}
 
 

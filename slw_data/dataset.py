@@ -12,10 +12,10 @@ Read next: :mod:`slw_data.loader`, which most people use instead of a ``DataLoad
 
 from __future__ import annotations
 
-import os
 import warnings
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from slw_data.dealing import Snapshot
 from slw_data.documents import MODES, DocumentRows
 from slw_data.errors import DataError, ScheduleError, StateError
 from slw_data.lanes import Lanes
+from slw_data.options import check_choice, check_mode, check_names, check_token, coordinates, given
 from slw_data.plan import SequenceLengthPlan
 from slw_data.rows import StoreRows
 from slw_data.schedules import Schedule, integer
@@ -105,19 +106,19 @@ class SLWDataset(IterableDataset[Batch]):
         dp_world_size: int | None = None,
     ) -> None:
         super().__init__()
-        _check_choice("mode", mode, MODES)
-        _check_choice("labels", labels, LABELS)
-        self.columns, self.extras = _names("columns", columns, None), _names("extras", extras, EXTRAS)
+        check_choice("mode", mode, MODES)
+        check_choice("labels", labels, LABELS)
+        self.columns, self.extras = check_names("columns", columns, None), check_names("extras", extras, EXTRAS)
         if "input_ids" not in self.columns:
             raise ValueError(f"columns must hold 'input_ids', got {self.columns}")
         self.mode, self.labels, self.shuffle, self.sharded = mode, labels, bool(shuffle), bool(sharded)
         self.seed = integer("seed", seed, at_least=0)
         self.vocab_size = None if vocab_size is None else integer("vocab_size", vocab_size, at_least=1)
-        self.eos_id, self.pad_id = (_token(n, x, self.vocab_size) for n, x in (("eos_id", eos_id), ("pad_id", pad_id)))
-        self._check_mode(pad_id, preserve_eos)
+        self.eos_id, self.pad_id = (check_token(n, x, self.vocab_size) for n, x in (("eos_id", eos_id), ("pad_id", pad_id)))
+        check_mode(mode, shuffle=self.shuffle, pad_id=self.pad_id, preserve_eos=bool(preserve_eos))
         self.epochs = None if epochs is None else integer("epochs", epochs, at_least=1)
         self._explicit_ranks = dp_rank is not None or dp_world_size is not None
-        self.dp_rank, self.dp_world_size = _coordinates(dp_rank, dp_world_size)
+        self.dp_rank, self.dp_world_size = coordinates(dp_rank, dp_world_size)
         self.source = open_source(source, self.columns, mode=mode, vocab_size=self.vocab_size, eos_id=self.eos_id)
         shape = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "grad_accum_steps": grad_accum_steps}
         self.plan = self._make_plan(schedule_or_plan, shape, total_steps, total_tokens)
@@ -130,36 +131,26 @@ class SLWDataset(IterableDataset[Batch]):
 
     # -- construction -------------------------------------------------------------------------------------------------
 
-    def _check_mode(self, pad_id: int | None, preserve_eos: bool) -> None:
-        if self.mode == "stream" and (pad_id is not None or preserve_eos):
-            raise ValueError("pad_id and preserve_eos are of modes 'segment' and 'truncate': mode 'stream' pads nothing")
-        if self.mode != "stream" and pad_id is None:
-            raise ValueError(f"mode={self.mode!r} pads rows, and needs pad_id: the id to pad with (such as eos_id)")
-        if self.mode != "stream" and self.shuffle:
-            raise ValueError(f"shuffle=True permutes blocks of tokens; in mode={self.mode!r} shuffle the documents instead")
-        if preserve_eos and self.mode != "truncate":
-            raise ValueError(f"preserve_eos is of mode 'truncate', where tokens are discarded; mode is {self.mode!r}")
-
     @property
     def _stores(self) -> Stores | None:
         """The stores that are read by arithmetic: those of mode "stream"."""
         return self.source if isinstance(self.source, Stores) else None
 
     def _make_plan(
-        self, given: Any, shape: dict[str, Any], total_steps: int | None, total_tokens: int | None
+        self, wanted: Any, shape: dict[str, Any], total_steps: int | None, total_tokens: int | None
     ) -> SequenceLengthPlan:
         ends = {"total_steps": total_steps, "total_tokens": total_tokens, "epochs": self.epochs}
         if sum(value is not None for value in ends.values()) > 1:
-            raise ScheduleError(f"give at most one of total_steps, total_tokens and epochs, got {_given(ends)}")
-        if isinstance(given, SequenceLengthPlan):
-            plan = self._check_plan(given, shape, total_steps, total_tokens)
+            raise ScheduleError(f"give at most one of total_steps, total_tokens and epochs, got {given(ends)}")
+        if isinstance(wanted, SequenceLengthPlan):
+            plan = self._check_plan(wanted, shape, total_steps, total_tokens)
         else:
             tokens = total_tokens
             if self._stores is not None and total_steps is None and total_tokens is None:
                 tokens = (self.epochs or 1) * self._tokens_of_all_ranks()
             world = self.dp_world_size
-            plan = SequenceLengthPlan(given, **shape, world_size=world, total_steps=total_steps, total_tokens=tokens)
-        self._bounded = total_steps is None and total_tokens is None and not (given is plan and plan.total_steps)
+            plan = SequenceLengthPlan(wanted, **shape, world_size=world, total_steps=total_steps, total_tokens=tokens)
+        self._bounded = total_steps is None and total_tokens is None and not (wanted is plan and plan.total_steps)
         if self._bounded:
             self.epochs = self.epochs or 1
             if self._stores is not None:
@@ -172,8 +163,8 @@ class SLWDataset(IterableDataset[Batch]):
         beside = {**shape, "total_steps": total_steps, "total_tokens": total_tokens}
         if beside["grad_accum_steps"] == 1:
             del beside["grad_accum_steps"]
-        if _given(beside):
-            raise ScheduleError(f"a plan has its own batch shape and end: leave out {_given(beside)}")
+        if given(beside):
+            raise ScheduleError(f"a plan has its own batch shape and end: leave out {given(beside)}")
         if plan.world_size != self.dp_world_size:
             raise ScheduleError(
                 f"the plan is of world_size={plan.world_size}, this run has {self.dp_world_size} data-parallel ranks:"
@@ -297,7 +288,7 @@ class SLWDataset(IterableDataset[Batch]):
         """Tokens thrown away so far by mode "truncate", over all ranks."""
         return self._at.snapshot.discarded if self._at.snapshot is not None else 0
 
-    @property
+    @cached_property
     def identity(self) -> Identity:
         """What a state of this run must agree with."""
         stores = self._stores
@@ -345,7 +336,7 @@ class SLWDataset(IterableDataset[Batch]):
         """Batches in a worker's message; None: as many as a chunk should have."""
         return None if isinstance(self._rows, StoreRows) else _STREAM_MESSAGE
 
-    def build(self, chunk: Chunk) -> list[Batch]:
+    def build(self, chunk: Chunk) -> Iterator[Batch]:
         """The batches of a chunk."""
         return self._builder.build(chunk)
 
@@ -363,11 +354,11 @@ class SLWDataset(IterableDataset[Batch]):
             )
 
     def _check_ranks(self) -> None:
-        if not self._explicit_ranks and _coordinates(None, None) != (self.dp_rank, self.dp_world_size):
-            now = _coordinates(None, None)
+        if not self._explicit_ranks and coordinates(None, None) != (self.dp_rank, self.dp_world_size):
+            now = coordinates(None, None)
             raise ValueError(
-                f"the dataset was made on rank {self.dp_rank} of {self.dp_world_size}, this process now is {now[0]} of {now[1]}:"
-                " make it after torch.distributed.init_process_group, or pass dp_rank and dp_world_size"
+                f"the dataset was made on rank {self.dp_rank} of {self.dp_world_size}, this process is now {now[0]} of"
+                f" {now[1]}: make it after torch.distributed.init_process_group, or pass dp_rank and dp_world_size"
             )
 
     # -- state --------------------------------------------------------------------------------------------------------
@@ -437,53 +428,3 @@ class SLWDataset(IterableDataset[Batch]):
     def _check_exact(self) -> None:
         if not isinstance(self.source, Stores) and self.source.not_exact is not None:
             raise StateError(f"this run cannot be resumed exactly: {self.source.not_exact}")
-
-
-def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-def _names(name: str, values: Any, allowed: Sequence[str] | None) -> tuple[str, ...]:
-    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"{name} must be a sequence of names such as ({values!r},), got {values!r}")
-    names = tuple(values)
-    for value in names:
-        if allowed is not None:
-            _check_choice(name, value, allowed)
-        if names.count(value) > 1:
-            raise ValueError(f"{name} must differ from each other, {value!r} comes twice")
-    return names
-
-
-def _token(name: str, value: Any, vocab_size: int | None) -> int | None:
-    if value is None:
-        return None
-    token = integer(name, value, at_least=0)
-    if vocab_size is not None and token >= vocab_size:
-        raise ValueError(f"{name} must be below vocab_size={vocab_size}, got {token}")
-    return token
-
-
-def _given(arguments: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in arguments.items() if value is not None)
-
-
-def _coordinates(rank: int | None, world: int | None) -> tuple[int, int]:
-    """Data-parallel rank and world size: as given, of the process group, or 0 of 1."""
-    if (rank is None) != (world is None):
-        raise ValueError(f"give both dp_rank and dp_world_size, or neither: got {rank} and {world}")
-    if rank is not None:
-        world, rank = integer("dp_world_size", world, at_least=1), integer("dp_rank", rank, at_least=0)
-        if rank >= world:
-            raise ValueError(f"dp_rank must be below dp_world_size={world}, got {rank}")
-        return rank, world
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    environment = os.environ.get("WORLD_SIZE", "1")
-    if environment.strip() not in ("", "1"):
-        raise ValueError(
-            f"WORLD_SIZE={environment}, but no process group is initialised, so every process would deliver the same batches:"
-            " call torch.distributed.init_process_group first, or pass dp_rank and dp_world_size"
-        )
-    return 0, 1

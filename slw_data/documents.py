@@ -123,12 +123,11 @@ class DocumentRows:
 
     def _cut(self, dealer: Dealer, lane: deque[Span], width: int) -> _Row | None:
         """A row of joined documents. One token beyond it is wanted for the labels, but the data may end there."""
-        while sum(stop - start for _, start, stop in lane) < width + self.look:
-            span = dealer.deal()
-            if span is None:
-                break
+        held = sum(stop - start for _, start, stop in lane)
+        while held < width + self.look and (span := dealer.deal()) is not None:
             lane.append(span)
-        if sum(stop - start for _, start, stop in lane) < width:
+            held += span[2] - span[1]
+        if held < width:
             return None
         return _Row(take(lane, width, self.look), width)
 

@@ -28,7 +28,7 @@ __all__ = ["Lanes", "permute"]
 
 Ints = npt.NDArray[np.int64]
 
-_BLOCK_ROWS = 64  # a block holds about this many of the longest rows, so that few rows straddle two blocks
+_BLOCK_ROWS = 256  # a block holds about this many of the longest rows, so that few rows straddle two blocks
 _BLOCKS_PER_LANE = 8  # and a lane has at least this many blocks, where the store allows
 _ROUNDS_KEPT = 8
 
@@ -72,6 +72,9 @@ class Lanes:
 
     def locate(self, lanes: Ints, offsets: Ints) -> tuple[Ints, Ints]:
         """Where the tokens at ``offsets`` of ``lanes`` lie in the store, and how many follow there without a jump."""
+        if self.blocks == 1 and self.num_lanes == 1:
+            position = offsets % self.num_tokens
+            return position, self.num_tokens - position
         share = self._share[lanes]
         epoch = offsets // share
         within = offsets - epoch * share
@@ -79,11 +82,15 @@ class Lanes:
         within -= block * self.block_size
         turn = epoch * (self.blocks + 1) + block
         size = np.where(block < self.blocks, self.block_size, self._tail + (lanes < self._extra))
-        start = np.empty_like(offsets)
-        for value in [turn[0]] if (turn == turn[0]).all() else np.unique(turn):
+        first = int(turn.min())
+        if (turn == first).all():
+            return self._turn(first)[lanes] + within, size - within
+        room = size - within
+        position = within
+        for value in np.unique(turn).tolist():
             here = turn == value
-            start[here] = self._turn(int(value))[lanes[here]]
-        return start + within, size - within
+            position[here] += self._turn(value)[lanes[here]]
+        return position, room
 
     def _turn(self, turn: int) -> Ints:
         """The store position of every lane's ``turn``-th piece: ``blocks`` blocks and a tail in each epoch."""
@@ -108,8 +115,11 @@ class Lanes:
         Summing by parts gives ``offset(r) = L_i (r // n) + sum over stages j <= i of (L_(j-1) - L_j) c(R_j)``, where
         c(R) = ``R // n + (lane < R mod n)`` counts the lane's rows below R.
         """
-        lanes = rows % self.num_lanes
-        offsets: Ints = self._stage_base(plan, stage)[lanes] + stage.length * (rows // self.num_lanes)
+        base = self._stage_base(plan, stage)
+        if self.num_lanes == 1:
+            return base + stage.length * rows
+        turns, lanes = np.divmod(rows, self.num_lanes)
+        offsets: Ints = base[lanes] + stage.length * turns
         return offsets
 
     def ended(self, plan: SequenceLengthPlan, steps: int, epochs: int) -> bool:

@@ -1,11 +1,11 @@
 """The loader: iterates a dataset, and knows which batch was delivered last.
 
-Chunks of batches are made ahead of their use, in this process or in workers; the position moves only when a batch is
-handed out, so whatever was made ahead and not delivered is made again, or waits for the next ``iter()``::
+Chunks of batches are read ahead of their use, and cast to tensors one batch at a time when asked. The position moves
+only when a batch is handed out, so what was read ahead and not delivered is read again, or waits for the next ``iter()``::
 
-    num_workers=0, prefetch=0    chunk -> batches                             when asked
-    num_workers=0, prefetch=n    chunk -> batches -> queue                    in a thread; NumPy copies without the lock
-    num_workers=n                chunk -> message -> chunk -> batches         in processes; the main process casts
+    num_workers=0, prefetch=0    chunk -> batches                 all when asked
+    num_workers=0, prefetch=n    chunk -> queue -> batches        read in a thread; NumPy copies without the lock
+    num_workers=n                chunk -> message -> batches      read in processes, many batches in one message
 
 It is no ``torch.utils.data.DataLoader``: trainers re-wrap, re-shard or concatenate what they recognise as one, and pass
 any other iterable through untouched. This is the last module on a batch's path.
@@ -18,7 +18,7 @@ import pickle
 import queue
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -33,9 +33,6 @@ from slw_data.schedules import integer
 from slw_data.state import Position
 
 __all__ = ["SLWLoader"]
-
-Made = tuple[Chunk, list[Batch]]
-
 
 class SLWLoader:
     """Iterate ``dataset``: ``for batch in SLWLoader(dataset): ...``, in any training loop.
@@ -108,12 +105,13 @@ class SLWLoader:
 
     def _open(self) -> _Direct | _Threaded | _Workers:
         if self.num_workers:
-            return _Workers(self.dataset, self.position, self.num_workers, self.pin_memory, self._worker_options)
-        made = _make(self.dataset, self.dataset.chunks(self.position), self.pin_memory)
-        return _Threaded(made, self.prefetch) if self.prefetch else _Direct(made)
+            return _Workers(self.dataset, self.position, self.num_workers, self._worker_options)
+        chunks = self.dataset.chunks(self.position)
+        return _Threaded(chunks, self.dataset.build, self.prefetch) if self.prefetch else _Direct(chunks, self.dataset.build)
 
     def _deliver(self, source: _Direct | _Threaded | _Workers) -> Iterator[Batch]:
         delivered, bar = False, self._bar()
+        pin = self.pin_memory and torch.cuda.is_available()
         try:
             for chunk, batches in source:
                 self._numbers, self._after = chunk.numbers, chunk.after
@@ -123,7 +121,7 @@ class SLWLoader:
                             "the loader was reset, sought or loaded after this iterator was made: go on with iter(loader)"
                         )
                     delivered = True
-                    yield batch
+                    yield _pinned(batch) if pin else batch
                     if bar is not None:
                         self._show(bar)
             self._close()
@@ -260,37 +258,37 @@ class SLWLoader:
         return f"SLWLoader({self.dataset.plan!r} over {self.dataset.source.name}, {ahead}, at step {self.step})"
 
 
-# -- where batches come from: iterators over (chunk, its batches not yet delivered), which can be left and entered again --
+def _pinned(batch: Batch) -> Batch:
+    return {name: tensor.pin_memory() for name, tensor in batch.items()}
+
+
+# -- where chunks come from: iterators over (chunk, its batches not yet delivered), which can be left and entered again ---
+
+Build = Callable[[Chunk], Iterator[Batch]]
+Begun = tuple[Chunk, Iterator[tuple[int, Batch]]]
 
 
 class _Direct:
-    def __init__(self, made: Iterator[Made]) -> None:
-        self._made = made
-        self._open: tuple[Chunk, Iterator[tuple[int, Batch]]] | None = None
+    def __init__(self, chunks: Iterator[Chunk], build: Build) -> None:
+        self._chunks, self._build = chunks, build
+        self._begun: Begun | None = None
 
-    def __iter__(self) -> Iterator[tuple[Chunk, Iterator[tuple[int, Batch]]]]:
-        if self._open is not None:
-            yield self._open
-        for chunk, batches in self._made:
-            self._open = chunk, iter(enumerate(batches))
-            yield self._open
+    def __iter__(self) -> Iterator[Begun]:
+        if self._begun is not None:
+            yield self._begun
+        for chunk in self._chunks:
+            self._begun = chunk, enumerate(self._build(chunk))
+            yield self._begun
 
 
 class _Threaded(_Direct):
-    """A thread makes batches ahead. It refers to the queue alone, so dropping this object ends it."""
+    """A thread reads chunks ahead. It refers to the queue alone, so dropping this object ends it."""
 
-    def __init__(self, made: Iterator[Made], ahead: int) -> None:
-        self._queue: queue.Queue[Made | BaseException | None] = queue.Queue(ahead)
+    def __init__(self, chunks: Iterator[Chunk], build: Build, ahead: int) -> None:
+        self._queue: queue.Queue[Chunk | BaseException | None] = queue.Queue(ahead)
         self._stop = threading.Event()
-        super().__init__(self._received())
-        threading.Thread(target=_fill, args=(made, self._queue, self._stop), daemon=True, name="slw_data").start()
-
-    def _received(self) -> Iterator[Made]:
-        waiting = self._queue
-        while (item := waiting.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        super().__init__(_received(self._queue), build)
+        threading.Thread(target=_fill, args=(chunks, self._queue, self._stop), daemon=True, name="slw_data").start()
 
     def __del__(self) -> None:
         self._stop.set()
@@ -299,19 +297,26 @@ class _Threaded(_Direct):
                 self._queue.get_nowait()
 
 
-def _fill(made: Iterator[Made], waiting: queue.Queue[Made | BaseException | None], stop: threading.Event) -> None:
+def _received(waiting: queue.Queue[Chunk | BaseException | None]) -> Iterator[Chunk]:
+    while (item := waiting.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        yield item
+
+
+def _fill(chunks: Iterator[Chunk], waiting: queue.Queue[Chunk | BaseException | None], stop: threading.Event) -> None:
     try:
-        for item in made:
-            waiting.put(item)
+        for chunk in chunks:
+            waiting.put(chunk)
             if stop.is_set():
                 return
         waiting.put(None)
-    except BaseException as error:  # to be raised where the batches are awaited
+    except BaseException as error:  # to be raised where the chunk is awaited
         waiting.put(error)
 
 
 class _Workers(_Direct):
-    def __init__(self, dataset: SLWDataset, at: Position, num_workers: int, pin: bool, options: Mapping[str, Any]) -> None:
+    def __init__(self, dataset: SLWDataset, at: Position, num_workers: int, options: Mapping[str, Any]) -> None:
         loader = DataLoader(
             _Messages(dataset, at),
             batch_size=None,
@@ -319,7 +324,7 @@ class _Workers(_Direct):
             generator=torch.Generator(),  # else iterating would draw a seed from the global generator
             **options,
         )
-        super().__init__(_make(dataset, iter(loader), pin))
+        super().__init__(iter(loader), dataset.build)
 
 
 class _Messages(IterableDataset[Chunk]):
@@ -332,15 +337,6 @@ class _Messages(IterableDataset[Chunk]):
         info = get_worker_info()
         assert info is not None
         return self.dataset.chunks(self.at, info.id, info.num_workers, self.dataset.message_size)
-
-
-def _make(dataset: SLWDataset, chunks: Iterator[Chunk], pin: bool) -> Iterator[Made]:
-    pin = pin and torch.cuda.is_available()
-    for chunk in chunks:
-        batches = dataset.build(chunk)
-        if pin:
-            batches = [{name: tensor.pin_memory() for name, tensor in batch.items()} for batch in batches]
-        yield chunk, batches
 
 
 def _check_picklable(dataset: SLWDataset, context: str | BaseContext | None) -> None:

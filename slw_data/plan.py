@@ -19,6 +19,7 @@ import hashlib
 import sys
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from slw_data.errors import ScheduleError
@@ -190,7 +191,7 @@ class SequenceLengthPlan:
         """The distinct lengths of the run, ascending."""
         return tuple(sorted({stage.length for stage in self.stages}))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """What fixes every step's shape, in short: the lengths and global rows of all stages.
 
@@ -276,6 +277,7 @@ class SequenceLengthPlan:
     def of_one_rank(self) -> SequenceLengthPlan:
         """The same stages, counting the rows and tokens of a single rank."""
         plan = copy.deepcopy(self)
+        plan.__dict__.pop("fingerprint", None)
         plan.world_size = 1
         plan._rows_before = [rows // self.world_size for rows in self._rows_before]
         plan._before = [tokens // self.world_size for tokens in self._before]

@@ -23,6 +23,8 @@ from slw_data.stores import TokenStore
 
 __all__ = ["StoreRows"]
 
+_APART = 32  # tokens between runs in memory: a distance that is a power of two would put all of them in the same cache sets
+
 
 class StoreRows:
     """Cuts the batches of one rank from a store.
@@ -97,7 +99,9 @@ class StoreRows:
     def _runs(self, numbers: range, stage: Stage, lanes: Ints, offsets: Ints, width: int, by_lane: bool) -> Chunk:
         """Read ``width`` tokens, and those to look at, from each offset: piece by piece, as far as no lane jumps."""
         shape = (len(lanes), width + self.look)
-        columns: dict[str, Array] = {name: np.empty(shape, store.dtype) for name, store in self.stores.items()}
+        columns: dict[str, Array] = {
+            name: np.empty((shape[0], shape[1] + _APART), store.dtype)[:, : shape[1]] for name, store in self.stores.items()
+        }
         starts = np.zeros(shape, np.bool_) if self.documents else None
         done = 0
         while done < shape[1]:

@@ -91,11 +91,6 @@ class _Value:
         """
         raise NotImplementedError
 
-    def __call__(self, step: int) -> int:
-        step = integer("step", step, at_least=0)
-        unit, changes = self.changes()
-        return changes[bisect_right(changes, step, key=lambda change: change[0]) - 1][1]
-
 
 @dataclass(frozen=True, repr=False)
 class ConstantSchedule(_Value):
@@ -112,6 +107,10 @@ class ConstantSchedule(_Value):
 
     @property
     def max_length(self) -> int:
+        return self.length
+
+    def __call__(self, step: int) -> int:
+        integer("step", step, at_least=0)
         return self.length
 
     def changes(self, total_steps: int | None = None, total_tokens: int | None = None) -> tuple[Unit, Changes]:
