@@ -1,8 +1,8 @@
 """Batches: from tokens as they were read to the tensors that a training loop gets.
 
 A :class:`Chunk` is some consecutive batches of one rank in one shape, still in the source's own dtype: what a worker
-sends to the main process in one message. :class:`BatchBuilder` casts it, a batch at a time, with labels and extras.
-Every tensor is fresh memory of exactly its own size, so it may be changed, kept or sent on its own.
+sends to the main process in one message. :class:`BatchBuilder` casts it, and adds labels and extras.
+Every tensor is fresh memory of exactly its own size, so it may be changed, saved or sent on its own.
 
 Read next: :mod:`slw_data.dataset`, which decides who makes which chunk.
 """
@@ -29,7 +29,8 @@ LABELS = ("unshifted", "shifted", "both", "none")
 EXTRAS = ("position_ids", "document_ids", "step")
 IGNORE = -100  # the target that torch's and Hugging Face's cross entropy leave out
 
-_CHUNK_TOKENS = 1 << 19  # large enough to spread the cost of a call, small enough for the cache: 1 MiB of uint16
+_CHUNK_TOKENS = 1 << 18  # large enough to spread the cost of a call, small enough for the cache: 512 KiB of uint16
+_BLOCK_VALUES = 1 << 17  # small batches are cast together, 1 MiB of them: a batch that is kept keeps that much memory
 _CHUNK_BATCHES = 1024
 
 
@@ -37,33 +38,33 @@ _CHUNK_BATCHES = 1024
 class Chunk:
     """Batches ``numbers`` (counted over the run, on one rank), each of ``rows`` x ``length`` tokens.
 
-    An array holds runs of tokens, one after the other along axis 1, with ``look`` more tokens at the end of each: the
-    labels of a cut. ``by_lane`` tells how runs make rows: run i is row i of every cycle of runs; else a run's rows
-    follow each other. ``valid`` is False where there is no token (padding, the end of the data), ``starts`` is True
-    where a document begins; None means all and none. ``after[i]`` is the source's position once batch i is delivered.
+    ``columns`` are arrays of the same shape: the parallel columns, and as "next" the tokens one further on, for labels.
+    An array's rows are runs of tokens, in the order of the batches; or, ``by_lane``, run i has the i-th row of each
+    cycle of runs. ``valid`` (of the tokens) and ``valid_next`` are False where there is no token (padding, the end of the
+    data), ``starts`` is True where a document begins; None means all, all and none. ``after[i]`` is the source's position
+    once batch i is delivered.
     """
 
     numbers: range
     rows: int
     length: int
     columns: dict[str, Array]
-    look: int = 0
     by_lane: bool = False
     valid: npt.NDArray[np.bool_] | None = None
+    valid_next: npt.NDArray[np.bool_] | None = None
     starts: npt.NDArray[np.bool_] | None = None
     after: Sequence[Any] | None = None
 
-    def view(self, array: Array, shift: int = 0) -> Array:
-        """``array``, from ``shift`` tokens further on, by batch: ``view[i]`` has the tokens of batch i in their order."""
-        batches, runs, width = len(self.numbers), array.shape[0], array.shape[1] - self.look
-        part = array[:, shift : shift + width]
+    def view(self, array: Array) -> Array:
+        """``array`` by batch: ``view[i]`` has the tokens of batch i in their order, in two or more dimensions."""
+        batches, runs = len(self.numbers), array.shape[0]
         if not self.by_lane:
-            return part.reshape(batches, self.rows, self.length)
-        return part.reshape(runs, batches, self.rows // runs, self.length).transpose(1, 2, 0, 3)
+            return array.reshape(batches, self.rows, self.length)
+        return array.reshape(runs, batches, self.rows // runs, self.length).transpose(1, 2, 0, 3)
 
-    def cut(self, array: Array, shift: int = 0) -> Array:
-        """A fresh array of ``array``, of shape ``(batches, rows, length)``."""
-        return self.view(array, shift).reshape(len(self.numbers), self.rows, self.length).copy()
+    def final(self, array: Array) -> Array:
+        """``array`` as ``(batches, rows, length)``."""
+        return self.view(array).reshape(len(self.numbers), self.rows, self.length)
 
 
 def stretch(plan: SequenceLengthPlan, start: int, stop: int | None, size: int | None) -> tuple[Stage, int]:
@@ -91,55 +92,65 @@ class BatchBuilder:
     masked: bool
 
     @property
-    def look(self) -> int:
-        """How many tokens after a row its labels need."""
-        return int(self.labels in ("shifted", "both"))
+    def parts(self) -> dict[str, tuple[str, int]]:
+        """What has to be read: for each name a column, and how many tokens further on."""
+        parts = {name: (name, 0) for name in self.columns}
+        if self.labels in ("shifted", "both"):
+            parts["next"] = (self._target_column, 1)
+        return parts
+
+    @property
+    def _target_column(self) -> str:
+        return "labels" if "labels" in self.columns else "input_ids"
 
     def build(self, chunk: Chunk) -> Iterator[Batch]:
         """The chunk's batches, one at a time: dicts of contiguous int64 tensors ``(rows, length)``."""
-        parts = self._parts(chunk)
-        tensor, int64, rows, length = torch.from_numpy, np.dtype(np.int64), chunk.rows, chunk.length
-        steps = parts.pop("step", None)
-        for i, arrays in enumerate(zip(*parts.values(), strict=True)):
-            batch = {
-                name: tensor(array.astype(int64, "C").reshape(rows, length))
-                for name, array in zip(parts, arrays, strict=True)
-            }
-            if steps is not None:
-                batch["step"] = torch.full((rows,), int(steps[i]))
-            yield batch
+        parts = self._values(chunk)
+        steps, names, tensor = parts.pop("step", None), tuple(parts), torch.from_numpy
+        size = max(1, _BLOCK_VALUES // (chunk.rows * chunk.length * len(parts)))
+        for start in range(0, len(chunk.numbers), size):
+            stop = min(start + size, len(chunk.numbers))
+            finished = [self._finish(part[start:stop], chunk) for part in parts.values()]
+            for i, arrays in enumerate(zip(*finished, strict=True), start):
+                batch = dict(zip(names, map(tensor, arrays), strict=True))
+                if steps is not None:
+                    batch["step"] = torch.full((chunk.rows,), int(steps[i]))
+                yield batch
 
-    def _parts(self, chunk: Chunk) -> dict[str, Array]:
-        """What each tensor is a copy of: arrays whose i-th item has the values of batch i."""
-        parts = {"input_ids": chunk.view(chunk.columns["input_ids"]), **self._targets(chunk)}
+    @staticmethod
+    def _finish(part: Array, chunk: Chunk) -> Array:
+        """Values of some batches as int64 ``(batches, rows, length)``; not copied if they are so already."""
+        if part.dtype != np.int64 or not part.flags.c_contiguous or not part.flags.writeable:
+            part = part.astype(np.int64, "C")
+        return part.reshape(-1, chunk.rows, chunk.length)
+
+    def _values(self, chunk: Chunk) -> dict[str, Array]:
+        """What each tensor is made of: arrays whose i-th item has the values of batch i."""
+        values = {"input_ids": chunk.view(chunk.columns["input_ids"])}
+        if self.labels in ("unshifted", "both"):
+            values["labels"] = self._target(chunk, self._target_column, chunk.valid)
+            if np.shares_memory(values["labels"], values["input_ids"]):
+                values["labels"] = values["labels"].copy()
+        if self.labels in ("shifted", "both"):
+            values["labels" if self.labels == "shifted" else "shift_labels"] = self._target(chunk, "next", chunk.valid_next)
         if self.masked and chunk.valid is not None:
-            parts["attention_mask"] = chunk.view(chunk.valid)
+            values["attention_mask"] = chunk.view(chunk.valid)
         for name in self.columns:
             if name not in ("input_ids", "labels"):
-                parts[name] = chunk.view(chunk.columns[name])
-        parts.update(self._extra(chunk))
-        return parts
+                values[name] = chunk.view(chunk.columns[name])
+        values.update(self._extra(chunk))
+        return values
 
-    def _targets(self, chunk: Chunk) -> dict[str, Array]:
-        source = chunk.columns["labels" if "labels" in self.columns else "input_ids"]
-        targets = {}
-        if self.labels in ("unshifted", "both"):
-            targets["labels"] = self._target(chunk, source, shift=0)
-        if self.look:
-            targets["labels" if self.labels == "shifted" else "shift_labels"] = self._target(chunk, source, shift=1)
-        return targets
-
-    def _target(self, chunk: Chunk, source: Array, shift: int) -> Array:
-        target = chunk.view(source, shift)
-        if chunk.valid is None:
-            return target
-        return np.where(chunk.view(chunk.valid, shift), target.astype(np.int64), IGNORE)
+    @staticmethod
+    def _target(chunk: Chunk, column: str, valid: npt.NDArray[np.bool_] | None) -> Array:
+        target = chunk.view(chunk.columns[column])
+        return target if valid is None else np.where(chunk.view(valid), target.astype(np.int64), IGNORE)
 
     def _extra(self, chunk: Chunk) -> dict[str, Array]:
         extra: dict[str, Array] = {}
         shape = (len(chunk.numbers), chunk.rows, chunk.length)
         if "position_ids" in self.extras or "document_ids" in self.extras:
-            starts = np.zeros(shape, np.bool_) if chunk.starts is None else chunk.cut(chunk.starts)
+            starts = np.zeros(shape, np.bool_) if chunk.starts is None else chunk.final(chunk.starts).copy()
             starts[:, :, 0] = True
             if "position_ids" in self.extras:
                 column = np.arange(chunk.length, dtype=np.int64)

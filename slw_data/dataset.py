@@ -210,7 +210,7 @@ class SLWDataset(IterableDataset[Batch]):
                 order,
                 rank=rank,
                 epochs=self.epochs if self._bounded else None,
-                look=self._builder.look,
+                parts=self._builder.parts,
                 documents=documents,
                 eos_id=self.eos_id,
                 vocab_size=self.vocab_size,
@@ -229,7 +229,7 @@ class SLWDataset(IterableDataset[Batch]):
             self.mode,
             self.columns,
             self.epochs if self._bounded else None,
-            self._builder.look,
+            self._builder.parts,
             documents,
             self.pad_id,
             preserve_eos,
@@ -326,6 +326,7 @@ class SLWDataset(IterableDataset[Batch]):
         if get_worker_info() is None:
             self._check_ranks()
         if isinstance(self._rows, StoreRows):
+            self._rows.cast = size is not None or get_worker_info() is None
             return self._rows.chunks(at.number, self.num_batches, worker, num_workers, size)
         if num_workers > 1 or get_worker_info() is not None:
             self.check_workers(num_workers)

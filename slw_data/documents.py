@@ -9,12 +9,11 @@ Read next: :mod:`slw_data.batches`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from slw_data.batches import IGNORE, Array, Chunk, bad_id, check_ids, stretch
 from slw_data.dealing import Dealer, Read, Snapshot, Span, take
@@ -42,8 +41,9 @@ class _Step(NamedTuple):
 class DocumentRows:
     """Cuts the batches of one rank from a stream.
 
-    ``documents`` asks where documents begin, ``look`` for a token after each row (for labels). In modes "segment" and
-    "truncate" rows are padded with ``pad_id``, labels with -100 and other columns with 0.
+    ``parts`` says what to read: for each name a column, and how many tokens further on (1 for labels). ``documents`` asks
+    where documents begin. In modes "segment" and "truncate" rows are padded with ``pad_id``, labels with -100 and other
+    columns with 0.
     """
 
     stream: DocumentStream
@@ -53,12 +53,17 @@ class DocumentRows:
     mode: str
     columns: tuple[str, ...]
     epochs: int | None
-    look: int
+    parts: Mapping[str, tuple[str, int]]
     documents: bool
     pad_id: int | None
     preserve_eos: bool
     vocab_size: int | None
     left: int | None = None  # tokens that the end of the data left over, once it has been met
+
+    @property
+    def look(self) -> int:
+        """Tokens to read after each row."""
+        return max(shift for _, shift in self.parts.values())
 
     @property
     def whole(self) -> bool:
@@ -165,13 +170,13 @@ class DocumentRows:
         else:
             width, begin = stage.length, 0
             wanted = step.rows[block * stage.rows : (block + 1) * stage.rows]
-        shape = (len(wanted), width + self.look)
-        columns = {name: np.full(shape, self._padding(name), np.int64) for name in self.columns}
-        valid = np.zeros(shape, np.bool_)
-        starts = np.zeros(shape, np.bool_) if self.documents else None
+        wide = (len(wanted), width + self.look)
+        columns = {name: np.full(wide, self._padding(name), np.int64) for name in self.columns}
+        valid = np.zeros(wide, np.bool_)
+        starts = np.zeros(wide, np.bool_) if self.documents else None
         for i, row in enumerate(wanted):
             done = 0
-            for (read, _, _), start, stop in _within(row.spans, begin, shape[1]):
+            for (read, _, _), start, stop in _within(row.spans, begin, wide[1]):
                 here = slice(done, done + stop - start)
                 for name, column in columns.items():
                     column[i, here] = read.block.read(name, start, stop)
@@ -185,8 +190,15 @@ class DocumentRows:
         last = micro + 1 == self.plan.grad_accum_steps
         delivered = step.before.delivered + sum(row.real for row in step.rows[: self._rows_of(stage, micro + 1)])
         after = [(step.after if last else step.before, delivered)]
-        masked = None if self.mode == "stream" and valid.all() else valid
-        return Chunk(range(batch, batch + 1), stage.rows, stage.length, columns, self.look, False, masked, starts, after)
+        chunk = Chunk(range(batch, batch + 1), stage.rows, stage.length, {}, after=after)
+        for part, (name, shift) in self.parts.items():
+            chunk.columns[part] = columns[name][:, shift : shift + width]
+        if self.mode != "stream":
+            chunk.valid = valid[:, :width]
+        if self.look and not (self.mode == "stream" and valid.all()):
+            chunk.valid_next = valid[:, 1:]
+        chunk.starts = None if starts is None else starts[:, :width]
+        return chunk
 
     def _rows_of(self, stage: Stage, micros: int) -> int | None:
         """Rows of a step's first ``micros`` micro-batches over all ranks; None for all, or if the step is one run."""
@@ -226,22 +238,14 @@ def _join(chunks: list[Chunk]) -> Iterator[Chunk]:
         yield from chunks
         return
     first = chunks[0]
-
-    def joined(arrays: list[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
-        there = [array for array in arrays if array is not None]
-        return np.concatenate(there) if there else None
-
-    masks = [c.valid for c in chunks]
-    if any(mask is not None for mask in masks):
-        masks = [np.ones(c.columns["input_ids"].shape, np.bool_) if c.valid is None else c.valid for c in chunks]
-    yield Chunk(
-        range(first.numbers.start, chunks[-1].numbers.stop),
-        first.rows,
-        first.length,
-        {name: np.concatenate([c.columns[name] for c in chunks]) for name in first.columns},
-        first.look,
-        first.by_lane,
-        joined(list(masks)),
-        joined([c.starts for c in chunks]),
-        [after for c in chunks for after in c.after or ()],
-    )
+    joined = Chunk(range(first.numbers.start, chunks[-1].numbers.stop), first.rows, first.length, {})
+    joined.columns = {name: np.concatenate([c.columns[name] for c in chunks]) for name in first.columns}
+    if first.valid is not None:
+        joined.valid = np.concatenate([c.valid for c in chunks if c.valid is not None])
+    if any(c.valid_next is not None for c in chunks):
+        masks = [np.ones_like(c.columns["next"], np.bool_) if c.valid_next is None else c.valid_next for c in chunks]
+        joined.valid_next = np.concatenate(masks)
+    if first.starts is not None:
+        joined.starts = np.concatenate([c.starts for c in chunks if c.starts is not None])
+    joined.after = [after for c in chunks for after in c.after or ()]
+    yield joined

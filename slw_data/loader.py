@@ -19,7 +19,6 @@ import queue
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -292,9 +291,8 @@ class _Threaded(_Direct):
 
     def __del__(self) -> None:
         self._stop.set()
-        with suppress(queue.Empty):
-            while True:  # a thread that waits for room sees the event at once
-                self._queue.get_nowait()
+        while not self._queue.empty():  # a thread that waits for room sees the event at once
+            self._queue.get()
 
 
 def _received(waiting: queue.Queue[Chunk | BaseException | None]) -> Iterator[Chunk]:

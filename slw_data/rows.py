@@ -35,7 +35,7 @@ class StoreRows:
         lanes: the order.
         rank: data-parallel rank.
         epochs: where the data ends, or None: lanes run on into further epochs as long as the plan does.
-        look: tokens to read beyond each row, for labels.
+        parts: what to read: for each name a column, and how many tokens further on (1 for labels).
         documents: whether to find where documents begin; by the store's own offsets, else after each ``eos_id``.
     """
 
@@ -47,13 +47,14 @@ class StoreRows:
         *,
         rank: int,
         epochs: int | None,
-        look: int,
+        parts: Mapping[str, tuple[str, int]],
         documents: bool,
         eos_id: int | None,
         vocab_size: int | None,
     ) -> None:
-        self.stores, self.plan, self.lanes, self.rank, self.epochs, self.look = stores, plan, lanes, rank, epochs, look
+        self.stores, self.plan, self.lanes, self.rank, self.epochs, self.parts = stores, plan, lanes, rank, epochs, parts
         self.documents, self.eos_id, self.vocab_size = documents, eos_id, vocab_size
+        self.cast = True  # to int64 while reading; a worker leaves that to the main process
         self._offsets = stores["input_ids"].documents if documents else None
 
     def chunks(self, start: int, stop: int | None, worker: int, num_workers: int, size: int | None) -> Iterator[Chunk]:
@@ -85,59 +86,67 @@ class StoreRows:
         batch = numbers[0] - stage.start * plan.grad_accum_steps
         first = plan.rows_before(stage.start) + (batch * plan.world_size + self.rank) * rows
         lanes, cycle = self.lanes.num_lanes, plan.world_size * rows
-        if lanes == 1 and plan.world_size > 1:  # a batch is a run
+        if lanes == 1 and plan.world_size == 1:  # a run of tokens from the first to the last
+            starts, width, by_lane = np.array([first]), len(numbers) * rows * length, False
+        elif lanes == 1:  # a batch is a run
             starts, width, by_lane = first + cycle * np.arange(len(numbers)), rows * length, False
-        elif (plan.world_size == 1 and rows % lanes == 0) or (cycle == lanes):  # a lane's rows follow each other
+        elif (plan.world_size == 1 and rows % lanes == 0) or cycle == lanes:  # a lane's rows follow each other
             starts = first + np.arange(min(rows, lanes))
             width, by_lane = len(numbers) * rows // len(starts) * length, True
         else:  # a row is a run
             starts = (first + cycle * np.arange(len(numbers))[:, None] + np.arange(rows)).ravel()
             width, by_lane = length, False
         offsets = self.lanes.offsets(plan, stage, starts)
-        return self._runs(numbers, stage, starts % lanes, offsets, width, by_lane)
+        return self._runs(Chunk(numbers, rows, length, {}, by_lane), starts % lanes, offsets, width)
 
-    def _runs(self, numbers: range, stage: Stage, lanes: Ints, offsets: Ints, width: int, by_lane: bool) -> Chunk:
-        """Read ``width`` tokens, and those to look at, from each offset: piece by piece, as far as no lane jumps."""
-        shape = (len(lanes), width + self.look)
-        columns: dict[str, Array] = {
-            name: np.empty((shape[0], shape[1] + _APART), store.dtype)[:, : shape[1]] for name, store in self.stores.items()
-        }
-        starts = np.zeros(shape, np.bool_) if self.documents else None
-        done = 0
-        while done < shape[1]:
+    def _runs(self, chunk: Chunk, lanes: Ints, offsets: Ints, width: int) -> Chunk:
+        """Read ``width`` tokens of each part of a chunk, from each offset."""
+        shape = (len(lanes), width)
+        for part, (column, shift) in self.parts.items():
+            store = self.stores[column]
+            if self.cast and not chunk.by_lane:  # what is read is in its final order already
+                array: Array = np.empty(shape, np.int64)
+            else:
+                array = np.empty((shape[0], width + _APART), store.dtype)[:, :width]
+            chunk.columns[part] = array
+            starts = np.zeros(shape, np.bool_) if part == "input_ids" and self.documents else None
+            self._read_runs(store, lanes, offsets + shift, array, starts)
+            if starts is not None:
+                chunk.starts = starts
+            if column == "input_ids":
+                self._check(store, array, lanes, offsets + shift)
+        if "next" in chunk.columns and self.epochs is not None:
+            ended = offsets + width + 1 > self.epochs * self.lanes.epoch_tokens(lanes)
+            if ended.any():  # only the token after a lane's very last one does not exist
+                chunk.valid_next = np.ones(shape, np.bool_)
+                chunk.valid_next[ended, -1] = False
+        return chunk
+
+    def _read_runs(
+        self, store: TokenStore, lanes: Ints, offsets: Ints, out: Array, starts: npt.NDArray[np.bool_] | None
+    ) -> None:
+        """Fill ``out``, a row from each offset: piece by piece, as far as no lane jumps."""
+        done, width = 0, out.shape[1]
+        while done < width:
             position, room = self.lanes.locate(lanes, offsets + done)
-            piece = min(shape[1] - done, int(room.min()))
-            for name, store in self.stores.items():
-                store.gather(position, piece, columns[name][:, done : done + piece])
+            stop = min(width, done + int(room.min()))
+            store.gather(position, stop - done, out[:, done:stop])
             if starts is not None:
                 starts[:, done] = True  # after a jump, or at the start of the run
                 if self._offsets is not None:
-                    _mark(self._offsets, position, starts[:, done : done + piece])
-            done += piece
+                    _mark(self._offsets, position, starts[:, done:stop])
+            done = stop
         if starts is not None and self._offsets is None and self.eos_id is not None:
-            starts[:, 1:] |= columns["input_ids"][:, :-1] == self.eos_id
-        self._check(columns["input_ids"], lanes, offsets)
-        return Chunk(
-            numbers, stage.rows, stage.length, columns, self.look, by_lane, self._valid(lanes, offsets, shape), starts
-        )
+            starts[:, 1:] |= out[:, :-1] == self.eos_id
 
-    def _valid(self, lanes: Ints, offsets: Ints, shape: tuple[int, int]) -> npt.NDArray[np.bool_] | None:
-        """Only the token after a lane's very last one does not exist."""
-        if not self.look or self.epochs is None:
-            return None
-        ended = offsets + shape[1] > self.epochs * self.lanes.epoch_tokens(lanes)
-        if not ended.any():
-            return None
-        valid = np.ones(shape, np.bool_)
-        valid[ended, -1] = False
-        return valid
-
-    def _check(self, ids: Array, lanes: Ints, offsets: Ints) -> None:
+    def _check(self, store: TokenStore, ids: Array, lanes: Ints, offsets: Ints) -> None:
+        if self.vocab_size is None and store.dtype.kind == "u" and store.dtype.itemsize < 8:
+            return
         found = check_ids(ids, self.vocab_size)
         if found is not None:
             run, i = found
             [position], _ = self.lanes.locate(lanes[run : run + 1], offsets[run : run + 1] + i)
-            raise bad_id(int(ids[run, i]), self.vocab_size, f"token {position} of {self.stores['input_ids'].name}")
+            raise bad_id(int(ids[run, i]), self.vocab_size, f"token {position} of {store.name}")
 
 
 def _mark(documents: Ints, positions: Ints, starts: npt.NDArray[np.bool_]) -> None:
