@@ -22,6 +22,8 @@ def open_array(array: np.ndarray[Any, Any], name: str = "numpy array") -> Pieced
     """A 1-D integer or bool array as a store that shares its memory."""
     if array.dtype.kind not in "iub":
         raise TypeError(f"{name} has dtype {array.dtype}, expected an integer dtype: token ids are never cast")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} is masked, and a store has no mask: write x.filled(id) or x.compressed()")
     if array.ndim != 1:
         raise DataError(
             f"{name} has shape {array.shape}, expected one dimension: to read it row after row write x.reshape(-1)"

@@ -10,6 +10,7 @@ Offsets are used as they are, so that a slice shows its own rows only. Empty row
 Read :mod:`slw_data.stores.opening` next, which decides what a source is.
 """
 
+import errno
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -73,6 +74,8 @@ def open_folder(path: str, column: str) -> ArrowStore:
     if os.path.exists(os.path.join(path, "dataset_dict.json")):
         splits = sorted(entry for entry in os.listdir(path) if os.path.isdir(os.path.join(path, entry)))
         raise DataError(f"{path} holds a DatasetDict with splits {splits}, expected one Dataset: open one of them")
+    if not os.path.exists(os.path.join(path, "state.json")):
+        raise IsADirectoryError(errno.EISDIR, "Is a folder that Dataset.save_to_disk did not write", path)
     _check_shards(path)
     try:
         return ArrowStore(datasets.load_from_disk(path), column, path)

@@ -58,7 +58,7 @@ def check_ends(store: TokenStore, column: str, vocab_size: int | None) -> None:
         for low in sorted({start, max(start, stop - width)}):
             block = store.read(low, min(stop, low + width))
             if int(block.min()) < lowest or int(block.max()) >= limit:
-                _refuse_id(block, low - start, name, lowest, limit)
+                _refuse_id(block.astype(getattr(store, "source_dtype", block.dtype)), low - start, name, lowest, limit)
 
 
 def _refuse_id(block: Tokens, start: int, name: str, lowest: int, limit: int) -> None:
@@ -75,7 +75,7 @@ def _reading_that_fits(block: Tokens, limit: int) -> str:
     if block.itemsize > 1 and _fits(block.byteswap(), limit):
         other = dtype_text(block.dtype.newbyteorder())
         return f"in the other byte order all would fit; if it was written so, give dtype={other!r}"
-    for narrower in ("uint16", "uint32"):
+    for narrower in ("uint32", "uint16"):
         if np.dtype(narrower).itemsize < block.itemsize and _fits(block.view(narrower), limit):
             return f"read as {narrower} all would fit; if it was written so, give dtype={narrower!r}"
     if (wider := _wider(block)) is not None:

@@ -75,7 +75,7 @@ class PiecedStore:
     ) -> None:
         self.name = name
         self.dtype: np.dtype[Any] = dtype.newbyteorder("=")
-        self._sources, self._source_dtype = sources, dtype
+        self.source_dtype, self._sources = dtype, sources
         self._source, self._begin, length = pieces.joined()
         self._bounds = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
         self._mark, self._find_documents = mark, documents
@@ -97,7 +97,7 @@ class PiecedStore:
     def fingerprint(self) -> str:
         if self._mark is None:
             documents = "" if self.documents is None else sample_documents(self.documents)
-            self._mark = fingerprint(self._source_dtype, len(self), self.read, documents=documents)
+            self._mark = fingerprint(self.source_dtype, len(self), self.read, documents=documents)
         return self._mark
 
     @property
@@ -106,6 +106,7 @@ class PiecedStore:
             found = self._find_documents()
             if int(found[-1]) != len(self):
                 raise DataError(f"the documents of {self.name} now end at token {int(found[-1])}, not at {len(self)}")
+            found.flags.writeable = False  # it is handed out again and again
             self._documents = found
         return self._documents
 
@@ -114,7 +115,10 @@ class PiecedStore:
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start} to {stop} of {self.name}, which has {len(self)} tokens")
         out: Tokens = np.empty(stop - start, self.dtype)
-        self.gather(np.array([start], np.int64), stop - start, out[None])
+        starts = np.array([start], np.int64)
+        self._gather_split(np.arange(1), np.searchsorted(self._bounds, starts, "right") - 1, starts, out[None])
+        if self.dtype == np.uint64:
+            refuse_beyond_int64(starts, out[None], self.name)
         return out
 
     def gather(self, starts: Offsets, length: int, out: Tokens) -> None:
@@ -126,6 +130,8 @@ class PiecedStore:
         else:
             first = np.searchsorted(self._bounds, starts, "right") - 1
             inside = starts + length <= self._bounds[first + 1]
+            if 4 * len(np.unique(self._source[first[inside]])) > inside.sum():
+                inside[:] = False  # too few windows for each source to be worth a call of its own
             self._gather_whole(np.flatnonzero(inside), first, starts, out)
             self._gather_split(np.flatnonzero(~inside), first, starts, out)
         if self.dtype == np.uint64:
@@ -146,7 +152,7 @@ class PiecedStore:
                 out[into] = block
 
     def _gather_split(self, rows: Offsets, first: Offsets, starts: Offsets, out: Tokens) -> None:
-        """Windows across pieces: every piece of every window is one slice copy."""
+        """Any windows, also across pieces: every piece of every window is one slice copy."""
         last = np.searchsorted(self._bounds, starts[rows] + out.shape[1], "left") - 1
         counts = last - first[rows] + 1
         row = np.repeat(rows, counts)
@@ -155,11 +161,13 @@ class PiecedStore:
         low = np.maximum(self._bounds[piece], starts[row])
         high = np.minimum(self._bounds[piece + 1], starts[row] + out.shape[1])
         begin = self._begin[piece] + low - self._bounds[piece]
-        segments = np.stack([row, low - starts[row], high - starts[row], begin, begin + high - low], axis=1)
-        for source, group in _grouped(self._source[piece]):
-            tokens = self._sources[source]
-            for r, left, right, start, stop in segments[group].tolist():
-                out[r, left:right] = tokens[start:stop]
+        source = self._source[piece]
+        segments = np.stack([source, row, low - starts[row], high - starts[row], begin, begin + high - low], axis=1)
+        current, tokens = -1, out[0]
+        for number, r, left, right, start, stop in segments[np.argsort(source, kind="stable")].tolist():
+            if number != current:
+                current, tokens = number, self._sources[number]
+            out[r, left:right] = tokens[start:stop]
 
 
 def _grouped(keys: Offsets) -> Iterator[tuple[int, Offsets]]:

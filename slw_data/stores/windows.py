@@ -21,8 +21,8 @@ def copy_windows(tokens: Tokens, starts: Offsets, length: int, out: Tokens) -> N
         out[0] = tokens[int(starts[0]) : int(starts[0]) + length]
         return
     width = tokens.itemsize * length
-    # Long windows cost more to copy twice than to loop over; NumPy refuses to describe more than 2^63 bytes, overlapping
-    # or not; and void items need neighbouring tokens.
+    # Long windows cost more to copy twice than to loop over; NumPy refuses to describe more than 2^63 bytes,
+    # overlapping or not; and void items need neighbouring tokens.
     if width >= LONG or len(tokens) * width >= 2**62 or not tokens.flags.c_contiguous:
         for row, start in zip(out, starts.tolist(), strict=True):
             row[:] = tokens[start : start + length]

@@ -153,7 +153,8 @@ class LoaderStream(IterableStream):
             raise TypeError(
                 f"{self.name} is a DataLoader and cannot be read inside another one's worker: use num_workers=0 above"
             )
-        set_epoch(self.source.dataset, epoch)
+        for part in (self.source.dataset, self.source.sampler):
+            set_epoch(part, epoch)
         return super().blocks(epoch, position)
 
 

@@ -1,0 +1,254 @@
+"""Naive oracles: what a plan, a batch, a lane and a dealt document are, said with lists and loops.
+
+Nothing here knows the library. A run is nested lists ``[step][micro-batch][rank][row]``; a row is a list of ``length``
+tokens and ``look`` more after it (for labels), with None where there is no token.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal, getcontext
+from fractions import Fraction
+from math import floor
+
+Row = list[int | None]
+Run = list[list[list[list[Row]]]]
+Shapes = Sequence[Sequence[int]]  # (length, rows of one batch, ...) of each step, as naive_plan gives it
+
+getcontext().prec = 60
+PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
+
+
+# -- schedules --------------------------------------------------------------------------------------------------------
+
+
+def sine(x: Decimal) -> Decimal:
+    """The Taylor series, to 60 digits: no schedule formula is tested with its own inverse."""
+    total, term, n = Decimal(0), x, 1
+    while abs(term) > Decimal(10) ** -58:
+        total, term, n = total + term, -term * x * x / ((n + 1) * (n + 2)), n + 2
+    return total
+
+
+def naive_value(kind: str, low: int, high: int, t: int, duration: int, degree: float = 2) -> Fraction | Decimal:
+    """The length before rounding, at ``t`` of ``duration``, by the formula of the table; 60 digits."""
+    if duration == 0 or t >= duration:
+        return Fraction(high)
+    p = Decimal(t) / duration
+    if kind in ("linear", "doubling"):
+        return low + Fraction((high - low) * t, duration)
+    if kind == "root":
+        return low + (high - low) * (p ** (1 / Decimal(degree)) if t else Decimal(0))
+    if kind == "sine":
+        return low + (high - low) * sine(PI * p / 2)
+    if kind == "cosine":
+        return low + (high - low) * (1 - sine(PI / 2 - PI * p)) / 2
+    if kind == "exponential":
+        return low * (Decimal(high) / low) ** p
+    raise ValueError(kind)
+
+
+def naive_lengths(kind: str, low: int, high: int, t: int, duration: int, multiple: int, degree: float = 2) -> set[int]:
+    """The rounded length; two of them only where the exact value is within 1e-9 of a multiple."""
+    value = naive_value(kind, low, high, t, duration, degree)
+    if kind == "doubling" and t < duration:
+        length = low
+        while 2 * length <= value:
+            length *= 2
+        return {length}
+    if isinstance(value, Fraction):
+        return {floor(value / multiple) * multiple}
+    near = Decimal("1e-9")
+    return {max(low, min(high, int((value + e) / multiple) * multiple)) for e in (-near, near)}
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+def naive_plan(
+    schedule: Callable[[int], int],
+    *,
+    total_steps: int,
+    batch_size: int | None = None,
+    tokens_per_batch: int | None = None,
+    grad_accum_steps: int = 1,
+    world_size: int = 1,
+    by_tokens: bool = False,
+) -> list[tuple[int, int, int]]:
+    """``(length, rows of one batch, tokens of all ranks before it)`` of each step.
+
+    ``by_tokens``: ``schedule`` is a function of the tokens delivered before the step, not of the step.
+    """
+    steps, before = [], 0
+    for step in range(total_steps):
+        length = int(schedule(before if by_tokens else step))
+        rows = batch_size if batch_size is not None else tokens_per_batch // length
+        steps.append((length, rows, before))
+        for _ in range(grad_accum_steps):
+            for _ in range(world_size):
+                before += rows * length
+    return steps
+
+
+# -- order of a store -------------------------------------------------------------------------------------------------
+
+
+def naive_lane_positions(
+    num_tokens: int, num_lanes: int, blocks: int, orders: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """The store positions of every lane, one list each, over ``len(orders)`` epochs.
+
+    ``blocks`` blocks belong to each lane in an epoch; ``orders[epoch]`` is the order of all of them. Block b of the
+    order goes to lane b mod num_lanes; what the blocks leave over is dealt evenly, one run of neighbours to each lane.
+    """
+    size = num_tokens // num_lanes // blocks
+    lanes: list[list[int]] = [[] for _ in range(num_lanes)]
+    for order in orders:
+        assert sorted(order) == list(range(blocks * num_lanes))
+        for b, block in enumerate(order):
+            lanes[b % num_lanes] += range(block * size, (block + 1) * size)
+        position = blocks * num_lanes * size
+        for lane in range(num_lanes):
+            share = num_tokens // num_lanes + (1 if lane < num_tokens % num_lanes else 0)
+            while share > blocks * size:
+                lanes[lane].append(position)
+                position, share = position + 1, share - 1
+        assert position == num_tokens
+    return lanes
+
+
+def naive_batches(
+    lanes: Sequence[Sequence[int]], shapes: Shapes, *, grad_accum_steps: int = 1, world_size: int = 1, look: int = 0
+) -> Run:
+    """Row r of the run is cut from lane r mod ``len(lanes)``. Ends before the first step that some lane cannot fill.
+
+    Stream order is ``naive_batches([tokens], ...)``.
+    """
+    taken, r, run = [0] * len(lanes), 0, []
+    for length, rows, *_ in shapes:
+        step: list[list[list[Row]]] = []
+        for _ in range(grad_accum_steps):
+            step.append([])
+            for _ in range(world_size):
+                step[-1].append([])
+                for _ in range(rows):
+                    lane = r % len(lanes)
+                    row = list(lanes[lane][taken[lane] : taken[lane] + length + look])
+                    if len(row) < length:
+                        return run
+                    step[-1][-1].append([*row, *[None] * (length + look - len(row))])
+                    taken[lane], r = taken[lane] + length, r + 1
+        run.append(step)
+    return run
+
+
+# -- order of a stream ------------------------------------------------------------------------------------------------
+
+
+def naive_dealing(
+    documents: Iterable[Sequence[int]],
+    shapes: Shapes,
+    *,
+    num_lanes: int = 1,
+    grad_accum_steps: int = 1,
+    world_size: int = 1,
+    look: int = 0,
+    mode: str = "stream",
+    preserve_eos: bool = False,
+) -> tuple[Run, int]:
+    """Documents (those of all passes, one after the other) are dealt to lanes as these run dry, row by row.
+
+    "stream": a lane that cannot fill its row and look at the token after it takes the next documents. "segment": an
+    empty lane takes a document, and a row never goes beyond it. "truncate": every row takes a document and drops its
+    rest.
+    Returns the run, and how many tokens were read and neither delivered nor dropped by "truncate" when the data ended
+    (0 if the steps ended first). Ends before the first step that cannot be filled.
+    """
+    source = iter([list(document) for document in documents if len(document)])
+    lanes: list[list[int]] = [[] for _ in range(num_lanes)]
+    r, run, used = 0, [], 0
+    dealt = 0
+    for length, rows, *_ in shapes:
+        step: list[list[list[Row]]] = []
+        used_before = used
+        for _ in range(grad_accum_steps):
+            step.append([])
+            for _ in range(world_size):
+                step[-1].append([])
+                for _ in range(rows):
+                    lane = lanes[r % num_lanes]
+                    while (mode == "stream" and len(lane) < length + look) or not lane:
+                        document = next(source, None)
+                        if document is None:
+                            break
+                        dealt += len(document)
+                        lane += document
+                    if len(lane) < (length if mode == "stream" else 1):
+                        return run, dealt - used_before
+                    row: Row = list(lane[: length + look])
+                    if mode == "truncate" and preserve_eos and len(lane) > length:
+                        row = [*lane[: length - 1], lane[-1]]
+                    gone = len(lane) if mode == "truncate" else min(length, len(lane))
+                    del lane[:gone]
+                    used += gone
+                    step[-1][-1].append([*row, *[None] * (length + look - len(row))])
+                    r += 1
+        run.append(step)
+    return run, 0
+
+
+def rows_of(run: Run) -> list[Row]:
+    """All rows of a run in their order: micro-batch by micro-batch, rank by rank."""
+    return [row for step in run for micro in step for rank in micro for row in rank]
+
+
+def batches_of(run: Run, rank: int) -> list[list[Row]]:
+    """The batches that one rank sees, one after the other."""
+    return [micro[rank] for step in run for micro in step]
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+def naive_tensors(
+    rows: Sequence[Row],
+    length: int,
+    *,
+    columns: dict[str, Callable[[int], int]],
+    labels: str = "unshifted",
+    pad_id: int | None = None,
+    extras: Sequence[str] = (),
+    begins: Callable[[int, int], bool] = lambda before, place: False,
+    step: int = 0,
+) -> dict[str, list]:
+    """A batch as nested lists. Rows hold places and one more for labels; ``columns`` says what is at a place.
+
+    ``pad_id`` is given where rows may be padded; ``begins(before, place)`` says whether a document begins at ``place``,
+    which follows ``before`` in its row.
+    """
+
+    def read(rows: Sequence[Row], column: Callable[[int], int], nothing: int | None) -> list[list[int | None]]:
+        return [[nothing if place is None else column(place) for place in row] for row in rows]
+
+    here, after = [row[:length] for row in rows], [row[1 : length + 1] for row in rows]
+    target = columns.get("labels", columns["input_ids"])
+    batch: dict[str, list] = {"input_ids": read(here, columns["input_ids"], pad_id)}
+    if labels in ("unshifted", "both"):
+        batch["labels"] = read(here, target, -100)
+    if labels in ("shifted", "both"):
+        batch["labels" if labels == "shifted" else "shift_labels"] = read(after, target, -100)
+    if pad_id is not None:
+        batch["attention_mask"] = [[int(place is not None) for place in row] for row in here]
+    for name in columns:
+        if name not in ("input_ids", "labels"):
+            batch[name] = read(here, columns[name], 0)
+    positions, numbers = [], []
+    for row in here:
+        position, number = [0], [0]
+        for before, place in itertools.pairwise(row):
+            new = place is not None and begins(before, place)
+            position.append(0 if new else position[-1] + 1)
+            number.append(number[-1] + (1 if new else 0))
+        positions.append(position)
+        numbers.append(number)
+    named = {"position_ids": positions, "document_ids": numbers, "step": [step for _ in rows]}
+    return {**batch, **{name: named[name] for name in extras}}
