@@ -151,6 +151,11 @@ class SLWDataset(IterableDataset[Batch]):
             world = self.dp_world_size
             plan = SequenceLengthPlan(wanted, **shape, world_size=world, total_steps=total_steps, total_tokens=tokens)
         self._bounded = total_steps is None and total_tokens is None and not (wanted is plan and plan.total_steps)
+        if not self._bounded and plan.total_steps == 0:
+            raise ScheduleError(
+                f"total_tokens={plan._total_tokens} is less than the first step of {plan.global_rows(0)} rows x"
+                f" {plan.length(0)}: give more total_tokens, or a smaller batch"
+            )
         if self._bounded:
             self.epochs = self.epochs or 1
             if self._stores is not None:
@@ -242,7 +247,7 @@ class SLWDataset(IterableDataset[Batch]):
             raise ValueError(f"document_ids need documents, and {source.name} knows none: pass eos_id")
 
     def _lanes(self, source: Stores, num_lanes: int | None, plan: SequenceLengthPlan) -> Lanes:
-        longest = getattr(plan.schedule, "max_length", None) or max(plan.lengths)
+        longest = getattr(plan.schedule, "max_length", None) or max(plan.lengths, default=plan.length(0))
         if num_lanes is None:
             rows = (plan.batch_size or plan.tokens_per_batch // longest) * plan.grad_accum_steps * plan.world_size  # type: ignore[operator]
             num_lanes = min(rows, source.num_tokens) if self.shuffle else 1
@@ -274,18 +279,24 @@ class SLWDataset(IterableDataset[Batch]):
 
     @property
     def tokens_left(self) -> int | None:
-        """Tokens of all ranks that the end of the data leaves over: fewer than a step takes (with several lanes, a row
-        a lane more). For a stream it is known once the run has ended; None before, and if the run ends by its plan."""
-        if not self._bounded:
+        """Tokens of all ranks that the end of the data leaves over: fewer than a step takes, with one lane. Several lanes
+        end when the first of them does. For a stream it is known once this object has met the end; None before, and
+        for a run that ends by its plan."""
+        if isinstance(self._rows, StoreRows):
+            return self.tokens_left_at(self._at)
+        return self._rows.left if self._bounded else None
+
+    def tokens_left_at(self, end: Position) -> int | None:
+        """:attr:`tokens_left` of a run that has ended at ``end``."""
+        if not self._bounded or self.epochs is None:
             return None
         if isinstance(self._rows, StoreRows):
-            assert self.epochs is not None
             return self.epochs * self._tokens_of_all_ranks() - (self.plan.total_tokens or 0)
-        return self._rows.left
+        return self._rows.leftover(end.snapshot or Snapshot()) if self._rows.left is None else self._rows.left
 
     @property
     def tokens_discarded(self) -> int:
-        """Tokens thrown away so far by mode "truncate", over all ranks."""
+        """Tokens thrown away so far by mode "truncate", over all ranks, in the steps that this object has delivered."""
         return self._at.snapshot.discarded if self._at.snapshot is not None else 0
 
     @cached_property
@@ -300,6 +311,7 @@ class SLWDataset(IterableDataset[Batch]):
             num_tokens=None if stores is None else stores.num_tokens,
             shard=(self.dp_rank, self.dp_world_size) if self.sharded else None,
             padded=self.mode != "stream",
+            num_lanes=self._rows.lanes.num_lanes if isinstance(self._rows, StoreRows) else self._rows.num_lanes,
         )
 
     # -- iteration ----------------------------------------------------------------------------------------------------

@@ -100,13 +100,20 @@ class DocumentRows:
                 return
             number, start = number + 1, end
 
-    def skip_to(self, step: int) -> tuple[Snapshot, int]:
+    def skip_to(self, step: int) -> tuple[Snapshot, int | None]:
         """The snapshot at the beginning of ``step``, and the tokens before it, by reading from the start."""
         dealer = Dealer(self.stream, self.num_lanes, self.whole, self.epochs, Snapshot())
         for done in range(step):
             if self._cut_step(dealer, self.plan.stage_at(done), done) is None:
                 raise StateError(f"{self.stream.name} ends after {done} steps, and step {step} was asked for")
-        return dealer.snapshot(), dealer.delivered
+        return dealer.snapshot(), None if self.mode == "stream" else dealer.delivered
+
+    def leftover(self, at: Snapshot) -> int:
+        """Tokens of the data that are neither delivered nor discarded at ``at``, by reading on to its end."""
+        dealer = Dealer(self.stream, self.num_lanes, self.whole, self.epochs, at)
+        while dealer.deal() is not None:
+            pass
+        return dealer.dealt - at.delivered - at.discarded
 
     # -- cutting ------------------------------------------------------------------------------------------------------
 
@@ -127,9 +134,10 @@ class DocumentRows:
         return _Step(rows, before, dealer.snapshot())
 
     def _cut(self, dealer: Dealer, lane: deque[Span], width: int) -> _Row | None:
-        """A row of joined documents. One token beyond it is wanted for the labels, but the data may end there."""
+        """A row of joined documents. A lane is dealt to until it goes on after the row, if the data does: then the labels
+        of the cut are there, and no choice of labels changes which document goes where."""
         held = sum(stop - start for _, start, stop in lane)
-        while held < width + self.look and (span := dealer.deal()) is not None:
+        while held <= width and (span := dealer.deal()) is not None:
             lane.append(span)
             held += span[2] - span[1]
         if held < width:
@@ -189,7 +197,7 @@ class DocumentRows:
             valid[i, :done] = True
         last = micro + 1 == self.plan.grad_accum_steps
         delivered = step.before.delivered + sum(row.real for row in step.rows[: self._rows_of(stage, micro + 1)])
-        after = [(step.after if last else step.before, delivered)]
+        after = [(step.after if last else step.before, None if self.mode == "stream" else delivered)]
         chunk = Chunk(range(batch, batch + 1), stage.rows, stage.length, {}, after=after)
         for part, (name, shift) in self.parts.items():
             chunk.columns[part] = columns[name][:, shift : shift + width]

@@ -82,11 +82,10 @@ class SLWLoader:
         elif any(self._worker_options.values()):
             given = ", ".join(f"{name}={value!r}" for name, value in self._worker_options.items() if value)
             raise ValueError(f"{given}: these options are of worker processes, and num_workers is 0")
-        self._start = dataset.position
         self._source: _Direct | _Threaded | _Workers | None = None
-        self._after: Any
-        self._set_position(self._start)
-        self._warned = False
+        self._last: tuple[Position | Chunk, int] = dataset.position, 0
+        self._moves = self._iterators = 0
+        self._warned = self._ended = False
 
     # -- iteration ----------------------------------------------------------------------------------------------------
 
@@ -98,9 +97,7 @@ class SLWLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         self.dataset.mark_read_elsewhere()
-        if self._source is None:
-            self._source = self._open()
-        return self._deliver(self._source)
+        return self._deliver(self._moves)
 
     def _open(self) -> _Direct | _Threaded | _Workers:
         if self.num_workers:
@@ -108,40 +105,50 @@ class SLWLoader:
         chunks = self.dataset.chunks(self.position)
         return _Threaded(chunks, self.dataset.build, self.prefetch) if self.prefetch else _Direct(chunks, self.dataset.build)
 
-    def _deliver(self, source: _Direct | _Threaded | _Workers) -> Iterator[Batch]:
+    def _deliver(self, moves: int) -> Iterator[Batch]:
+        """Batches from the position on, until they end or the loader is moved. Several iterators share what is read."""
         delivered, bar = False, self._bar()
         pin = self.pin_memory and torch.cuda.is_available()
+        self._iterators += 1
         try:
-            for chunk, batches in source:
-                self._numbers, self._after = chunk.numbers, chunk.after
-                for self._index, batch in batches:
-                    if source is not self._source:
-                        raise StateError(
-                            "the loader was reset, sought or loaded after this iterator was made: go on with iter(loader)"
-                        )
-                    delivered = True
-                    yield _pinned(batch) if pin else batch
-                    if bar is not None:
-                        self._show(bar)
+            while True:
+                if moves != self._moves:
+                    raise StateError(
+                        "the loader was reset, sought or loaded after this iterator was made: go on with iter(loader)"
+                    )
+                if self._source is None:
+                    self._source = self._open()
+                made = self._source.take()
+                if made is None:
+                    break
+                batch = _pinned(made[2]) if pin else made[2]
+                delivered, self._last = True, made[:2]
+                yield batch
+                if bar is not None:
+                    self._show(bar)
+            self._ended = True
             self._close()
             if not delivered:
                 self._warn_finished()
-        except GeneratorExit:  # the loop was left: threads and persistent workers keep what they have made
-            if self.num_workers and not self._worker_options["persistent_workers"] and source is self._source:
+        except GeneratorExit:  # the loop was left: threads and persistent workers keep what they have read
+            if self.num_workers and not self._worker_options["persistent_workers"] and self._iterators == 1:
                 self._close()
             raise
         except BaseException:
-            if source is self._source:
+            if moves == self._moves:
                 self._close()
             raise
         finally:
+            self._iterators -= 1
             if bar is not None:
                 bar.close()
 
     def _close(self) -> None:
-        """Give up what was made ahead; the position stays."""
-        position, self._source = self.position, None
-        self._set_position(position)
+        """Give up what was read ahead; the position stays."""
+        if self._source is not None:
+            self._last = self.position, 0
+            self._source.close()
+            self._source = None
 
     def _warn_finished(self) -> None:
         if self._warned:
@@ -156,14 +163,11 @@ class SLWLoader:
 
     # -- position and state -------------------------------------------------------------------------------------------
 
-    def _set_position(self, at: Position) -> None:
-        self._numbers, self._index = range(at.number - 1, at.number), 0
-        self._after = [(at.snapshot, at.tokens)]
-
     @property
     def position(self) -> Position:
         """Where the run stands after the last delivered batch."""
-        return Position(self._numbers[self._index] + 1, *(self._after[self._index] if self._after else (None, None)))
+        last, index = self._last
+        return last if isinstance(last, Position) else self.dataset.position_after(last, index)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the last delivered batch, a flat dict of plain values; see :mod:`slw_data.state`."""
@@ -193,9 +197,10 @@ class SLWLoader:
         self._move(self.dataset.position_of(0))
 
     def _move(self, at: Position) -> None:
-        self._source = None
-        self._set_position(at)
-        self._warned = False
+        self._close()
+        self._last = at, 0
+        self._moves += 1
+        self._warned = self._ended = False
 
     # -- what to log --------------------------------------------------------------------------------------------------
 
@@ -221,8 +226,17 @@ class SLWLoader:
 
     @property
     def tokens_left(self) -> int | None:
-        """See :attr:`SLWDataset.tokens_left`."""
-        return self.dataset.tokens_left
+        """Tokens of all ranks that the end of the data leaves over; see :attr:`SLWDataset.tokens_left`. Of a stream, once
+        this loader has met its end."""
+        if self.position.snapshot is None or self._ended:
+            return self.dataset.tokens_left_at(self.position)
+        return None
+
+    @property
+    def tokens_discarded(self) -> int:
+        """Tokens thrown away so far by mode "truncate", over all ranks, in the steps that are delivered."""
+        snapshot = self.position.snapshot
+        return 0 if snapshot is None else snapshot.discarded
 
     @property
     def _last_step(self) -> int:
@@ -261,23 +275,32 @@ def _pinned(batch: Batch) -> Batch:
     return {name: tensor.pin_memory() for name, tensor in batch.items()}
 
 
-# -- where chunks come from: iterators over (chunk, its batches not yet delivered), which can be left and entered again ---
+# -- where batches come from -------------------------------------------------------------------------------------------
 
 Build = Callable[[Chunk], Iterator[Batch]]
-Begun = tuple[Chunk, Iterator[tuple[int, Batch]]]
 
 
 class _Direct:
+    """Reads the next chunk when the last one is used up."""
+
     def __init__(self, chunks: Iterator[Chunk], build: Build) -> None:
         self._chunks, self._build = chunks, build
-        self._begun: Begun | None = None
+        self._chunk: Chunk | None = None
+        self._batches: Iterator[tuple[int, Batch]] = iter(())
 
-    def __iter__(self) -> Iterator[Begun]:
-        if self._begun is not None:
-            yield self._begun
-        for chunk in self._chunks:
-            self._begun = chunk, enumerate(self._build(chunk))
-            yield self._begun
+    def take(self) -> tuple[Chunk, int, Batch] | None:
+        """The next batch, with its chunk and its place there; None at the end."""
+        while True:
+            for index, batch in self._batches:
+                assert self._chunk is not None
+                return self._chunk, index, batch
+            self._chunk = next(self._chunks, None)
+            if self._chunk is None:
+                return None
+            self._batches = enumerate(self._build(self._chunk))
+
+    def close(self) -> None:
+        self._chunks, self._batches = iter(()), iter(())
 
 
 class _Threaded(_Direct):
@@ -289,10 +312,14 @@ class _Threaded(_Direct):
         super().__init__(_received(self._queue), build)
         threading.Thread(target=_fill, args=(chunks, self._queue, self._stop), daemon=True, name="slw_data").start()
 
-    def __del__(self) -> None:
+    def close(self) -> None:
+        super().close()
         self._stop.set()
         while not self._queue.empty():  # a thread that waits for room sees the event at once
             self._queue.get()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _received(waiting: queue.Queue[Chunk | BaseException | None]) -> Iterator[Chunk]:
@@ -323,6 +350,11 @@ class _Workers(_Direct):
             **options,
         )
         super().__init__(iter(loader), dataset.build)
+
+    def close(self) -> None:
+        # Dropping the iterator ends its workers, unless a traceback still holds it.
+        getattr(self._chunks, "_shutdown_workers", bool)()
+        super().close()
 
 
 class _Messages(IterableDataset[Chunk]):

@@ -98,7 +98,7 @@ class SequenceLengthPlan:
         total_steps: int | None = None,
         total_tokens: int | None = None,
     ) -> None:
-        if not callable(schedule):
+        if not callable(schedule) or isinstance(schedule, type):
             raise TypeError(f"schedule must be a callable step -> int, got {schedule!r}; a fixed length is lambda step: n")
         self.schedule = schedule
         self.batch_size, self.tokens_per_batch = _one_shape(batch_size, tokens_per_batch)
@@ -141,18 +141,20 @@ class SequenceLengthPlan:
 
     def tokens_before(self, step: int) -> int:
         """Tokens that all ranks have delivered before ``step``."""
+        step = integer("step", step, at_least=0)
         stage = self._stage_before(step)
         return self._before[stage] + (step - self._starts[stage]) * self._tokens(self._lengths[stage])
 
     def rows_before(self, step: int) -> int:
         """Rows that all ranks have delivered before ``step``."""
+        step = integer("step", step, at_least=0)
         stage = self._stage_before(step)
         return self._rows_before[stage] + (step - self._starts[stage]) * self._global_rows(self._lengths[stage])
 
     def step_at(self, tokens: int) -> int:
         """The step that delivers token ``tokens`` (counted from 0): the inverse of :meth:`tokens_before`."""
         tokens = integer("tokens", tokens, at_least=0)
-        while self._read_to is not None and self._before[-1] + self._open_tokens() <= tokens:
+        while self._read_to is not None and self._before[-1] + self._open_tokens() < tokens:
             self._read(self._read_to)
         stage = bisect_right(self._before, tokens) - 1
         return self._starts[stage] + (tokens - self._before[stage]) // self._tokens(self._lengths[stage])
@@ -202,14 +204,18 @@ class SequenceLengthPlan:
             shape = list(zip(self._starts, self._lengths, map(self._tokens, self._lengths), strict=True))
             top = max(self._lengths)
         else:
-            end = self._total_steps or sys.maxsize
-            shape = [(s, self._ask(s), self._tokens(self._ask(s))) for s in _SAMPLED_STEPS if s < end]
+            shape = [(s, length, self._tokens(length)) for s, length in self._samples()]
             top = max(length for _, length, _ in shape)
         digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:12]
         return f"{shape[0][1]}..{top} tokens, {self._tokens(top) // top} global rows #{digest}"
 
     def largest_batch(self) -> tuple[int, int]:
         """``(rows, length)`` of the batch with the most tokens, the longest of these: the shape to allocate for."""
+        if self.total_steps == 0:
+            raise ScheduleError(
+                f"total_tokens={self._total_tokens} is less than a step, which has {self.tokens(0)}: give more, or a smaller"
+                " batch"
+            )
         return max(((s.rows, s.length) for s in self.stages), key=lambda shape: (shape[0] * shape[1], shape[1]))
 
     def cost(self, *, num_params: int, num_layers: int, hidden_size: int) -> Cost:
@@ -279,6 +285,7 @@ class SequenceLengthPlan:
         plan = copy.deepcopy(self)
         plan.__dict__.pop("fingerprint", None)
         plan.world_size = 1
+        plan._total_steps, plan._total_tokens = self.total_steps, None
         plan._rows_before = [rows // self.world_size for rows in self._rows_before]
         plan._before = [tokens // self.world_size for tokens in self._before]
         return plan
@@ -352,6 +359,18 @@ class SequenceLengthPlan:
 
     def _raised(self, step: int, error: Exception) -> ScheduleError:
         return ScheduleError(f"the schedule raised {type(error).__name__} at step {step}: {error} ({self.schedule!r})")
+
+    def _samples(self) -> list[tuple[int, int]]:
+        """The callable's lengths at the sampled steps, beyond the end of the run too, as far as it is defined."""
+        samples = []
+        for step in _SAMPLED_STEPS:
+            try:
+                samples.append((step, self._ask(step)))
+            except ScheduleError:
+                if step == 0:
+                    raise
+                break
+        return samples
 
     def _checked(self, step: int, length: Any) -> int:
         try:

@@ -126,16 +126,16 @@ class StoreRows:
         self, store: TokenStore, lanes: Ints, offsets: Ints, out: Array, starts: npt.NDArray[np.bool_] | None
     ) -> None:
         """Fill ``out``, a row from each offset: piece by piece, as far as no lane jumps."""
-        done, width = 0, out.shape[1]
+        done, width, jumped = 0, out.shape[1], np.ones(len(lanes), np.bool_)
         while done < width:
             position, room = self.lanes.locate(lanes, offsets + done)
             stop = min(width, done + int(room.min()))
             store.gather(position, stop - done, out[:, done:stop])
             if starts is not None:
-                starts[:, done] = True  # after a jump, or at the start of the run
+                starts[jumped, done] = True  # after a jump, or at the start of the run
                 if self._offsets is not None:
                     _mark(self._offsets, position, starts[:, done:stop])
-            done = stop
+            done, jumped = stop, room == stop - done
         if starts is not None and self._offsets is None and self.eos_id is not None:
             starts[:, 1:] |= out[:, :-1] == self.eos_id
 

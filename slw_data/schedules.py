@@ -193,6 +193,8 @@ class _Warmup(_Value):
             value = getattr(self, field.name)
             if hasattr(value, "__index__"):
                 object.__setattr__(self, field.name, int(value))
+            elif isinstance(value, float):
+                object.__setattr__(self, field.name, float(value))
 
     def _check_duration(self) -> None:
         given = {n: getattr(self, n) for n in ("warmup_steps", "warmup_fraction", "warmup_tokens")}
@@ -387,7 +389,7 @@ class CyclicSchedule(_Value):
                 f"schedule must be one of the warmups, which end and can begin again, got {self.schedule!r};"
                 " spell other cycles out with StagedSchedule(lengths, boundaries)"
             )
-        integer("num_cycles", self.num_cycles, at_least=1)
+        object.__setattr__(self, "num_cycles", integer("num_cycles", self.num_cycles, at_least=1))
 
     @property
     def max_length(self) -> int:

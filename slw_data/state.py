@@ -7,6 +7,7 @@
     plan, source, order    fingerprints: what fixes the shapes, the tokens, and their order
     dp_rank, dp_world_size None, or the rank whose own part of the data this is (``sharded=True``)
     stream         "" for a store; else the stream's snapshot (:class:`slw_data.dealing.Snapshot`) as JSON
+    checksum       of all of these, so that a damaged state is refused
 
 It is the same on every rank (but for ``sharded=True``), has the same keys at every step, and survives ``json`` and
 ``torch.load(weights_only=True)``. Left out are things that do not change which token comes where: labels, extras,
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +35,7 @@ VERSION = 1
 _COUNTS = ("step", "batch", "rows", "tokens", "epoch")
 _FINGERPRINTS = ("plan", "source", "order")
 _RANKS = ("dp_rank", "dp_world_size")
-KEYS = ("version", *_COUNTS, *_FINGERPRINTS, *_RANKS, "stream")
+KEYS = ("version", *_COUNTS, *_FINGERPRINTS, *_RANKS, "stream", "checksum")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Identity:
     num_tokens: int | None  # of a store that is read by arithmetic; None: there is a snapshot
     shard: tuple[int, int] | None
     padded: bool
+    num_lanes: int
 
     def fingerprints(self) -> dict[str, Any]:
         rank, world = self.shard or (None, None)
@@ -77,14 +80,21 @@ class Identity:
             tokens = plan.tokens_before(step) + (rows * plan.length(step) if rows else 0)
         if at.snapshot is not None:
             epoch = at.snapshot.epoch
+        elif self.num_tokens is None:
+            epoch = 0
         else:
-            epoch = tokens // ((self.num_tokens or 1) * (self.shard[1] if self.shard else 1))
+            epoch = tokens // (self.num_tokens * (self.shard[1] if self.shard else 1))
         return {"step": step, "batch": batch, "rows": plan.rows_before(step) + rows, "tokens": tokens, "epoch": epoch}
 
 
 def dump_state(identity: Identity, at: Position) -> dict[str, Any]:
     stream = "" if at.snapshot is None else json.dumps(at.snapshot)
-    return {"version": VERSION, **identity.counts(at), **identity.fingerprints(), "stream": stream}
+    state = {"version": VERSION, **identity.counts(at), **identity.fingerprints(), "stream": stream}
+    return {**state, "checksum": _checksum(state)}
+
+
+def _checksum(state: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps([state[key] for key in KEYS[:-1]]).encode())
 
 
 def parse_state(identity: Identity, state: Mapping[str, Any], *, strict: bool) -> Position:
@@ -92,18 +102,26 @@ def parse_state(identity: Identity, state: Mapping[str, Any], *, strict: bool) -
     if not isinstance(state, Mapping):
         raise TypeError(f"a state is a dict as state_dict() returns it, got {type(state).__name__}")
     if set(state) == {"step"} and identity.num_tokens is not None:
-        return Position(_count(state, "step") * identity.plan.grad_accum_steps)
+        return Position(_step(identity.plan, state) * identity.plan.grad_accum_steps)
     _check_keys(state)
     counts = {name: _count(state, name) for name in _COUNTS}
     _check_fingerprints(identity, state, strict)
-    at = Position(_number(identity.plan, counts), _snapshot(identity, state), counts["tokens"] if identity.padded else None)
+    snapshot = _snapshot(identity, state)
+    at = Position(_number(identity.plan, counts), snapshot, counts["tokens"] if identity.padded else None)
     expected = identity.counts(at)
+    if identity.padded and counts["tokens"] > identity.counts(Position(at.number))["tokens"]:
+        raise StateError(f"tokens must be at most what {counts['rows']} rows hold, the saved state has {counts['tokens']}")
     for name in ("tokens", "epoch"):
         if counts[name] != expected[name]:
             raise StateError(
                 f"{name} must be {expected[name]} at step {counts['step']} of this run, the saved state has {counts[name]}:"
                 " it is damaged, or of a run with other lengths before this step"
             )
+    if _checksum(state) != state["checksum"]:
+        wrong = ", ".join(f"{name} is {counts[name]}, not {expected[name]}" for name in _COUNTS if counts[name] != expected[name])
+        raise StateError(
+            f"checksum must be {_checksum(state)}, the saved state has {state['checksum']!r}: it is corrupt{wrong and ': ' + wrong}"
+        )
     return at
 
 
@@ -142,12 +160,16 @@ def _check_fingerprints(identity: Identity, state: Mapping[str, Any], strict: bo
     warnings.warn(f"going on with the state of another run, as strict=False asks: {listed}", stacklevel=4)
 
 
-def _number(plan: SequenceLengthPlan, counts: Mapping[str, int]) -> int:
-    """The batch number, from rows: ``grad_accum_steps`` and ``world_size`` may have changed, the rows have not."""
-    step, rows = counts["step"], counts["rows"]
-    total = plan.total_steps
+def _step(plan: SequenceLengthPlan, state: Mapping[str, Any]) -> int:
+    step, total = _count(state, "step"), plan.total_steps
     if total is not None and step > total:
         raise StateError(f"step must be at most total_steps={total}, the saved state has {step}: give more total_steps")
+    return step
+
+
+def _number(plan: SequenceLengthPlan, counts: Mapping[str, int]) -> int:
+    """The batch number, from rows: ``grad_accum_steps`` and ``world_size`` may have changed, the rows have not."""
+    step, rows = _step(plan, counts), counts["rows"]
     within = rows - plan.rows_before(step)
     if within == 0:
         return step * plan.grad_accum_steps
@@ -173,12 +195,16 @@ def _snapshot(identity: Identity, state: Mapping[str, Any]) -> Snapshot | None:
             raise StateError(f"stream must be '' for a store, the saved state has {text!r:.80}")
         return None
     try:
-        snapshot = Snapshot(*json.loads(text))
+        values = json.loads(text)
+        snapshot = Snapshot(*values)
         lanes = tuple(snapshot.lanes)
         numbers = (snapshot.epoch, snapshot.first, snapshot.next, *snapshot[5:], *lanes)
-        sound = all(type(n) is int for n in numbers) and min(numbers[:6]) >= 0 and len(lanes) % 2 == 0
+        sound = isinstance(values, list) and len(values) == len(snapshot) and all(type(n) is int for n in numbers)
+        sound = sound and min(numbers[:6]) >= 0 and len(lanes) % 2 == 0
     except (TypeError, ValueError):
         sound = False
     if not sound:
         raise StateError(f"stream must be the JSON that state_dict() wrote, the saved state has {text!r:.80}")
+    if len(lanes) not in (0, 2 * identity.num_lanes):
+        raise StateError(f"stream has {len(lanes) // 2} lanes in the saved state, this run has num_lanes={identity.num_lanes}")
     return snapshot._replace(lanes=lanes)

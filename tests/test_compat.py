@@ -86,10 +86,7 @@ def olmo_core(steps, low, high, warmup, truncate=False, multiple=128):
         length = high
         if global_step <= warmup:
             value = low + (high - low) * min(global_step, warmup) / warmup
-            if truncate:
-                length = int(multiple * (value // multiple))
-            else:
-                length = low * 2 ** math.floor(math.log(value // low, 2))
+            length = int(multiple * (value // multiple)) if truncate else low * 2 ** math.floor(math.log(value // low, 2))
         yield length
 
 

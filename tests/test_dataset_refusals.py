@@ -273,3 +273,21 @@ def test_a_source_that_does_not_repeat_is_refused_on_resuming():
     loader.load_state_dict(loader.state_dict())
     with pytest.raises(ValueError, match="does not repeat"):
         list(loader)
+
+
+@pytest.mark.parametrize(("num_workers", "shuffle"), [(0, False), (0, True), (1, False)])
+def test_a_bad_token_of_a_store_comes_after_every_batch_before_it_and_is_named(num_workers, shuffle):
+    """Opening looks at both ends of a store only; here the array changes after it."""
+    tokens = np.arange(600) % 50
+    options = {"vocab_size": 60, "shuffle": shuffle, "num_lanes": 2 if shuffle else None}
+    clean = [b["input_ids"].tolist() for b in dataset_of(tokens, **options)]
+    loader, found = SLWLoader(dataset_of(tokens, **options), num_workers=num_workers), []
+    tokens[300] = 60
+    with pytest.raises(DataError, match=r"60 at token 300 of numpy array") as caught:
+        for batch in loader:
+            found.append(batch["input_ids"].tolist())
+    assert "vocab_size=60" in str(caught.value)
+    unchecked = dataset_of(tokens, shuffle=shuffle, num_lanes=options["num_lanes"])
+    bad = [i for i, batch in enumerate(unchecked) if 60 in batch["input_ids"]]
+    assert found == clean[: bad[0]] and (shuffle or bad == [300 // 8])
+    assert (loader.step, loader.state_dict()["batch"]) == divmod(len(found), 2)

@@ -171,9 +171,7 @@ def test_a_hugging_face_stream_end_to_end_with_workers():
         flat += [t for row in stream for t in row["input_ids"]]
     stream.set_epoch(0)
     for workers in (0, 2):
-        loader = SLWLoader(
-            SLWDataset(stream, StagedSchedule([8, 16], [5]), batch_size=2, epochs=2), num_workers=workers
-        )
+        loader = SLWLoader(SLWDataset(stream, StagedSchedule([8, 16], [5]), batch_size=2, epochs=2), num_workers=workers)
         found = torch.cat([batch["input_ids"].flatten() for batch in loader]).tolist()
         assert found == flat[: len(found)] and len(flat) - len(found) < 32
 
@@ -184,3 +182,34 @@ def test_a_stream_opened_with_text_is_read_through_its_tokenizer():
     assert [(b["input_ids"].tolist(), b["document_ids"].tolist()) for b in dataset] == [
         ([[97, 98, 0, 99, 100, 101, 0]], [[0, 0, 0, 1, 1, 1, 1]])
     ]
+
+
+class Reversing:
+    """Documents that come in another order in every second pass."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        return iter([[1, 2, 3], [4, 5]][:: -1 if self.epoch % 2 else 1])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_each_pass_is_told_its_number_and_a_resumed_one_too(num_workers):
+    def loader():
+        dataset = SLWDataset(Reversing(), ConstantSchedule(3), batch_size=1, total_steps=6, labels="none")
+        return SLWLoader(dataset, num_workers=num_workers)
+
+    expected = [[1, 2, 3], [4, 5, 4], [5, 1, 2], [3, 1, 2], [3, 4, 5], [4, 5, 1]]
+    first, states = loader(), []
+    found = []
+    for batch in first:
+        found += batch["input_ids"].tolist()
+        states.append(first.state_dict())
+    assert found == expected
+    for cut, state in enumerate(states[:-1], 1):
+        again = loader()
+        again.load_state_dict(state)
+        assert [row for batch in again for row in batch["input_ids"].tolist()] == expected[cut:]
