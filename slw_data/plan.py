@@ -82,7 +82,7 @@ class SequenceLengthPlan:
     >>> plan.length(0), plan.length(1500), plan.length(3000)
     (8, 512, 1024)
     >>> plan.tokens_before(1500), plan.step_at(plan.tokens_before(1500))
-    (6141888, 1500)
+    (6188416, 1500)
     >>> len(plan.stages), plan.largest_batch()
     (128, (16, 1024))
     """

@@ -118,9 +118,10 @@ def parse_state(identity: Identity, state: Mapping[str, Any], *, strict: bool) -
                 " it is damaged, or of a run with other lengths before this step"
             )
     if _checksum(state) != state["checksum"]:
-        wrong = ", ".join(f"{name} is {counts[name]}, not {expected[name]}" for name in _COUNTS if counts[name] != expected[name])
+        differing = [name for name in _COUNTS if counts[name] != expected[name]]
+        wrong = "".join(f"; {name} is {counts[name]}, not {expected[name]}" for name in differing)
         raise StateError(
-            f"checksum must be {_checksum(state)}, the saved state has {state['checksum']!r}: it is corrupt{wrong and ': ' + wrong}"
+            f"the state is corrupt: its checksum must be {_checksum(state)}, and is {state['checksum']!r}{wrong}"
         )
     return at
 

@@ -81,7 +81,7 @@ def test_B069_empty_documents_give_no_row_and_a_source_of_them_ends_with_a_messa
     def source(docs):
         if kind == "list":
             return docs
-        features = datasets.Features({"input_ids": datasets.List(datasets.Value("int64"))})
+        features = datasets.Features({"input_ids": [datasets.Value("int64")]})
         return datasets.Dataset.from_dict({"input_ids": docs}, features=features).to_iterable_dataset()
 
     for docs in ([[1, 2], [], [3, 4]], [[1, 2], *[[]] * 1000, [3, 4]]):
