@@ -1,0 +1,134 @@
+"""Break the library one line at a time, and see whether the tests notice: ``python -m tests.mutants``.
+
+Each fault is put into a copy of the project, and the tests beside it run there until one fails. A fault that no test
+notices is printed as SURVIVED, and the exit status is 1. Slow: a minute or so a fault; ``-k TEXT`` picks some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# (fault, file, line as it is, line as it becomes, tests that run first)
+FAULTS = [
+    ("state frozen after a resume", "loader.py", "delivered, self._last = True, made[:2]", "delivered = True", "resume"),
+    ("what is read ahead counts as delivered", "dataset.py", "chunk.numbers[i] + 1,", "chunk.numbers[-1] + 1,", "resume"),
+    ("position is one batch behind", "dataset.py", "chunk.numbers[i] + 1,", "chunk.numbers[i],", "resume"),
+    ("stale iterators go on", "loader.py", "if moves != self._moves:", "if False:", "resume"),
+    ("carry off by one", "dealing.py", "lane[0] = (read, end, stop)", "lane[0] = (read, end + 1, stop)", "dataset_streams"),
+    ("a begun document is forgotten", "dealing.py", "places += [read.first + document,", "places += [-1,", "resume"),
+    (
+        "the oldest document is not the one to read from",
+        "dealing.py",
+        "oldest = min(oldest, read",
+        "oldest = max(oldest, read",
+        "resume",
+    ),
+    ("epoch lost", "dealing.py", "self._epoch, self._barren = self._epoch + 1, True", "self._barren = True", "stream"),
+    (
+        "worker stride off",
+        "rows.py",
+        "if number % num_workers == worker:",
+        "if number % (num_workers + 1) == worker:",
+        "loader",
+    ),
+    ("workers all read everything", "documents.py", "number % num_workers == worker, list", "True, list", "loader"),
+    ("ranks swapped", "rows.py", "batch * plan.world_size + self.rank)", "batch * plan.world_size - self.rank)", "rows"),
+    (
+        "every rank is rank 0 of a stream",
+        "documents.py",
+        "self.plan.world_size + self.rank",
+        "self.plan.world_size",
+        "dataset_ranks",
+    ),
+    (
+        "labels not moved across the cut",
+        "batches.py",
+        'parts["next"] = (self._target_column, 1)',
+        'parts["next"] = (self._target_column, 0)',
+        "dataset",
+    ),
+    ("padding is a target", "batches.py", "target.astype(np.int64), IGNORE)", "target.astype(np.int64), 0)", "dataset_streams"),
+    ("position ids run on over documents", "batches.py", "np.where(starts, column, 0)", "np.where(starts, 0, 0)", "dataset"),
+    ("every run of a chunk jumps", "rows.py", "starts[jumped, done] = True", "starts[:, done] = True", "rows"),
+    ("the data has no end", "rows.py", "valid_next[ended, -1] = False", "valid_next[ended, -1] = True", "dataset"),
+    ("one order for all epochs", "lanes.py", "(self.seed, epoch))", "(self.seed, 0))", "lanes"),
+    ("the tail of an epoch is lost", "lanes.py", "lanes * self._tail + np.minimum", "0 * self._tail + np.minimum", "lanes"),
+    (
+        "lanes forget a change of length",
+        "lanes.py",
+        "base = base + (before.length - stage.length)",
+        "base = base + 0 * (before.length - stage.length)",
+        "lanes",
+    ),
+    (
+        "rounding to the nearest rung",
+        "schedules.py",
+        "-(-(length - self.min_length) * duration //",
+        "((length - self.min_length) * duration //",
+        "schedules",
+    ),
+    ("the warmup ends a step late", "schedules.py", "if step >= duration or", "if step > duration or", "schedules"),
+    (
+        "rows not rounded down",
+        "plan.py",
+        "self.tokens_per_batch // length  #",
+        "-(-self.tokens_per_batch // length)  #",
+        "plan",
+    ),
+    (
+        "accumulation left out of a step's tokens",
+        "plan.py",
+        "return self._rows(length) * self.grad_accum_steps * self.world_size",
+        "return self._rows(length) * self.world_size",
+        "plan",
+    ),
+    ("another run's state is taken", "state.py", "if strict or set(differing)", "if set(differing)", "state"),
+    ("a damaged state is taken", "state.py", 'if _checksum(state) != state["checksum"]:', "if False:", "state"),
+    ("ids above the vocabulary pass", "batches.py", "if int(unsigned.max()) < limit:", "if True:", "dataset"),
+]
+
+
+def run(fault: tuple[str, str, str, str, str], folder: Path) -> str:
+    _, file, line, broken, first = fault
+    for name in ("slw_data", "tests", "examples"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.cfg", folder)
+    path = folder / "slw_data" / file
+    text = path.read_text(encoding="utf-8")
+    if text.count(line) != 1:
+        return f"STALE: the line is there {text.count(line)} times"
+    path.write_text(text.replace(line, broken), encoding="utf-8")
+    for tests in (sorted(map(str, (folder / "tests").glob(f"test_{first}*.py"))), [str(folder / "tests")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", *tests], cwd=folder, capture_output=True, text=True, check=False
+        )
+        if done.returncode == 1:
+            return "killed"
+        if done.returncode != 0:
+            return f"BROKEN: pytest ended with {done.returncode}\n{done.stdout[-2000:]}"
+    return "SURVIVED"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("-k", default="", help="only faults whose name holds this text")
+    chosen = [fault for fault in FAULTS if parser.parse_args().k in fault[0]]
+    outcomes = []
+    for fault in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            outcomes.append(run(fault, Path(folder)))
+        print(f"{fault[0]:<52} {outcomes[-1]}", flush=True)
+    killed = outcomes.count("killed")
+    print(f"{len(outcomes)} faults, {killed} killed, {len(outcomes) - killed} not")
+    return int(killed < len(outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
