@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from cases import cut, flat, ids, numbered, take
 from refusals import refused
 from torch.utils.data import DataLoader

@@ -192,7 +192,7 @@ def test_a_fraction_of_the_run_is_warmed_up(end):
 
 def test_a_run_shorter_than_its_first_step_is_refused_where_it_is_made():
     """total_tokens=3 holds no step of 8 rows x 2: a run without a batch helps nobody."""
-    facts = "total_tokens=3", "16"
+    facts = "3 tokens", "8 rows x 2", "total_tokens"
     refused(
         lambda: SLWDataset(np.arange(99), ConstantSchedule(2), batch_size=8, total_tokens=3),
         *facts,
