@@ -153,8 +153,8 @@ class SLWDataset(IterableDataset[Batch]):
         self._bounded = total_steps is None and total_tokens is None and not (wanted is plan and plan.total_steps)
         if not self._bounded and plan.total_steps == 0:
             raise ScheduleError(
-                f"total_tokens={plan._total_tokens}: {plan._total_tokens} tokens are fewer than the {plan.tokens(0)} of the first"
-                f" step, {plan.global_rows(0)} rows x {plan.length(0)}: give more, or a smaller batch"
+                f"total_tokens={plan._total_tokens}: {plan._total_tokens} tokens are fewer than the {plan.tokens(0)} of the"
+                f" first step, {plan.global_rows(0)} rows x {plan.length(0)}: give more, or a smaller batch"
             )
         if self._bounded:
             self.epochs = self.epochs or 1
