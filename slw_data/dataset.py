@@ -336,7 +336,7 @@ class SLWDataset(IterableDataset[Batch]):
     def chunks(self, at: Position, worker: int = 0, num_workers: int = 1, size: int | None = None) -> Iterator[Chunk]:
         """What ``worker`` of ``num_workers`` makes from ``at`` on: each ``num_workers``-th chunk of ``size`` batches."""
         if get_worker_info() is None:
-            self._check_ranks()
+            self.check_ranks()
         if isinstance(self._rows, StoreRows):
             self._rows.cast = size is not None or get_worker_info() is None
             return self._rows.chunks(at.number, self.num_batches, worker, num_workers, size)
@@ -366,7 +366,8 @@ class SLWDataset(IterableDataset[Batch]):
                 " pass a callable that returns a fresh iterator, or use num_workers=0"
             )
 
-    def _check_ranks(self) -> None:
+    def check_ranks(self) -> None:
+        """ValueError if the process group has changed since the dataset was made."""
         if not self._explicit_ranks and coordinates(None, None) != (self.dp_rank, self.dp_world_size):
             now = coordinates(None, None)
             raise ValueError(

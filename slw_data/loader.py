@@ -100,6 +100,7 @@ class SLWLoader:
         return self._deliver(self._moves)
 
     def _open(self) -> _Direct | _Threaded | _Workers:
+        self.dataset.check_ranks()
         if self.num_workers:
             return _Workers(self.dataset, self.position, self.num_workers, self._worker_options)
         chunks = self.dataset.chunks(self.position)
