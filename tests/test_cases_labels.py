@@ -73,6 +73,7 @@ def test_B051_documents_and_positions_come_of_the_same_boundaries():
         for row, positions, numbers in zip(*(batch[name].tolist() for name in ("input_ids", *DOCUMENTS)), strict=True):
             starts = [i for i, token in enumerate(row) if i == 0 or token in begins]
             assert [i for i, position in enumerate(positions) if position == 0] == starts
+            assert numbers[0] == 0
             assert [i for i in range(len(row)) if i == 0 or numbers[i] == numbers[i - 1] + 1] == starts
 
 

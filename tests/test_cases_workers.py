@@ -218,8 +218,9 @@ def test_B083_out_of_order_in_torchs_loader_each_batch_still_has_the_length_of_i
 def test_B084_the_micro_batches_of_a_step_have_one_length_in_workers():
     schedule = LinearSchedule(4, 16, warmup_steps=3, multiple_of=4)
     for source in (np.arange(1000), numbered([25] * 40)):
-        dataset = SLWDataset(source, schedule, batch_size=2, grad_accum_steps=2, total_steps=8)
+        dataset = SLWDataset(source, schedule, batch_size=2, grad_accum_steps=2, total_steps=8, extras=("step",))
         for found in (list(SLWLoader(dataset, num_workers=2)), list(DataLoader(dataset, None, num_workers=2))):
+            assert [batch["step"].tolist() for batch in found] == [[i // 2] * 2 for i in range(16)]
             assert widths(found) == [4, 4, 8, 8, 12, 12] + [16] * 10
             assert flat(found) == list(range(4 * (4 + 8 + 12 + 16 * 5)))
 
