@@ -20,7 +20,7 @@ import torch
 from slw_data.errors import DataError
 from slw_data.plan import SequenceLengthPlan, Stage
 
-__all__ = ["EXTRAS", "IGNORE", "LABELS", "Batch", "BatchBuilder", "Chunk", "bad_id", "check_ids", "stretch"]
+__all__ = ["EXTRAS", "IGNORE", "LABELS", "Batch", "BatchBuilder", "Chunk", "bad_id", "check_ids", "span", "stretch"]
 
 Batch = dict[str, torch.Tensor]
 Array = npt.NDArray[Any]
@@ -29,20 +29,19 @@ LABELS = ("unshifted", "shifted", "both", "none")
 EXTRAS = ("position_ids", "document_ids", "step")
 IGNORE = -100  # the target that torch's and Hugging Face's cross entropy leave out
 
-_CHUNK_TOKENS = 1 << 18  # large enough to spread the cost of a call, small enough for the cache: 512 KiB of uint16
-_BLOCK_VALUES = 1 << 17  # small batches are cast together, 1 MiB of them: a batch that is kept keeps that much memory
-_CHUNK_BATCHES = 1024
+CHUNK_TOKENS = 1 << 18  # large enough to spread the cost of a call, small enough for the cache: 2 MiB of int64
+_SPAN_BATCHES = 1024
 
 
 @dataclass
 class Chunk:
     """Batches ``numbers`` (counted over the run, on one rank), each of ``rows`` x ``length`` tokens.
 
-    ``columns`` are arrays of the same shape: the parallel columns, and as "next" the tokens one further on, for labels.
-    An array's rows are runs of tokens, in the order of the batches; or, ``by_lane``, run i has the i-th row of each
-    cycle of runs. ``valid`` (of the tokens) and ``valid_next`` are False where there is no token (padding, the end of the
-    data), ``starts`` is True where a document begins; None means all, all and none. ``after[i]`` is the source's position
-    once batch i is delivered.
+    ``columns`` are arrays of that many tokens: the parallel columns, and as "next" the tokens one further on, for labels.
+    An array holds the tokens in the order of the batches, in whatever shape; or, ``by_lane``, it has shape (runs, width),
+    and run i has the i-th row of each cycle of runs. ``valid`` (of the tokens) and ``valid_next`` are False where there
+    is no token (padding, the end of the data), ``starts`` is True where a document begins; None means all, all and none.
+    ``after[i]`` is the source's position once batch i is delivered.
     """
 
     numbers: range
@@ -67,18 +66,27 @@ class Chunk:
         return self.view(array).reshape(len(self.numbers), self.rows, self.length)
 
 
-def stretch(plan: SequenceLengthPlan, start: int, stop: int | None, size: int | None) -> tuple[Stage, int]:
-    """The stage of batch ``start``, and where a chunk that starts there ends: within the stage, after ``size`` batches
-    or as many as a chunk should have. It depends on the arguments alone, so all workers agree without talking."""
+def span(
+    plan: SequenceLengthPlan, start: int, stop: int | None, size: int | None, tokens: int = CHUNK_TOKENS
+) -> tuple[Stage, list[range]]:
+    """The stage of batch ``start``, and the next chunks from there on, as far as they lie in the stage: of ``size``
+    batches each, or as many as a chunk should have. It depends on the arguments alone, so all workers
+    agree without talking."""
     accum = plan.grad_accum_steps
     step = start // accum
-    ahead = 1 if size == 1 else _CHUNK_BATCHES // accum + 1
+    ahead = 1 if size == 1 else _SPAN_BATCHES // accum + 2
     if stop is not None:
         ahead = min(ahead, -(-stop // accum) - step)
     stage = plan.stage_at(step, ahead)
-    most = size or max(1, min(_CHUNK_TOKENS // (stage.rows * stage.length), _CHUNK_BATCHES))
-    ends = (start + most, stop, None if stage.stop is None else stage.stop * accum)
-    return stage, min(end for end in ends if end is not None)
+    most = size or max(1, min(tokens // (stage.rows * stage.length), _SPAN_BATCHES))
+    ends = (start + max(most, _SPAN_BATCHES), stop, None if stage.stop is None else stage.stop * accum)
+    end = min(end for end in ends if end is not None)
+    return stage, [range(first, min(first + most, end)) for first in range(start, end, most)]
+
+
+def stretch(plan: SequenceLengthPlan, start: int, stop: int | None, size: int | None) -> tuple[Stage, int]:
+    stage, chunks = span(plan, start, stop, size)
+    return stage, chunks[0].stop
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,8 @@ class BatchBuilder:
     def parts(self) -> dict[str, tuple[str, int]]:
         """What has to be read: for each name a column, and how many tokens further on."""
         parts = {name: (name, 0) for name in self.columns}
+        if self.labels in ("unshifted", "both"):
+            parts["labels"] = (self._target_column, 0)
         if self.labels in ("shifted", "both"):
             parts["next"] = (self._target_column, 1)
         return parts
@@ -104,33 +114,29 @@ class BatchBuilder:
         return "labels" if "labels" in self.columns else "input_ids"
 
     def build(self, chunk: Chunk) -> Iterator[Batch]:
-        """The chunk's batches, one at a time: dicts of contiguous int64 tensors ``(rows, length)``."""
+        """The chunk's batches: dicts of contiguous int64 tensors ``(rows, length)``. What has to be cast is cast some
+        batches at a time, into memory that is allocated at once: malloc then keeps it, and no page is faulted in anew."""
         parts = self._values(chunk)
-        steps, names, tensor = parts.pop("step", None), tuple(parts), torch.from_numpy
-        size = max(1, _BLOCK_VALUES // (chunk.rows * chunk.length * len(parts)))
-        for start in range(0, len(chunk.numbers), size):
-            stop = min(start + size, len(chunk.numbers))
-            finished = [self._finish(part[start:stop], chunk) for part in parts.values()]
-            for i, arrays in enumerate(zip(*finished, strict=True), start):
-                batch = dict(zip(names, map(tensor, arrays), strict=True))
-                if steps is not None:
-                    batch["step"] = torch.full((chunk.rows,), int(steps[i]))
-                yield batch
-
-    @staticmethod
-    def _finish(part: Array, chunk: Chunk) -> Array:
-        """Values of some batches as int64 ``(batches, rows, length)``; not copied if they are so already."""
-        if part.dtype != np.int64 or not part.flags.c_contiguous or not part.flags.writeable:
-            part = part.astype(np.int64, "C")
-        return part.reshape(-1, chunk.rows, chunk.length)
+        steps, shape = parts.pop("step", None), (chunk.rows, chunk.length)
+        some = max(1, CHUNK_TOKENS // (chunk.rows * chunk.length))
+        for start in range(0, len(chunk.numbers), some):
+            block = [part[start : start + some] for part in parts.values()]
+            unfit = [i for i, part in enumerate(block) if not _fit(part)]
+            for i, cast in zip(unfit, np.empty((len(unfit), len(block[0]), *shape), np.int64), strict=True):
+                np.copyto(cast.reshape(block[i].shape), block[i])
+                block[i] = cast
+            tensors = [list(map(torch.from_numpy, part)) for part in block]
+            batches: list[Batch] = [dict(zip(parts, values, strict=True)) for values in zip(*tensors, strict=True)]
+            if steps is not None:
+                for batch, step in zip(batches, steps[start : start + some].tolist(), strict=True):
+                    batch["step"] = torch.full((chunk.rows,), step)
+            yield from batches
 
     def _values(self, chunk: Chunk) -> dict[str, Array]:
         """What each tensor is made of: arrays whose i-th item has the values of batch i."""
         values = {"input_ids": chunk.view(chunk.columns["input_ids"])}
         if self.labels in ("unshifted", "both"):
-            values["labels"] = self._target(chunk, self._target_column, chunk.valid)
-            if np.shares_memory(values["labels"], values["input_ids"]):
-                values["labels"] = values["labels"].copy()
+            values["labels"] = self._target(chunk, "labels", chunk.valid)
         if self.labels in ("shifted", "both"):
             values["labels" if self.labels == "shifted" else "shift_labels"] = self._target(chunk, "next", chunk.valid_next)
         if self.masked and chunk.valid is not None:
@@ -142,9 +148,12 @@ class BatchBuilder:
         return values
 
     @staticmethod
-    def _target(chunk: Chunk, column: str, valid: npt.NDArray[np.bool_] | None) -> Array:
-        target = chunk.view(chunk.columns[column])
-        return target if valid is None else np.where(chunk.view(valid), target.astype(np.int64), IGNORE)
+    def _target(chunk: Chunk, part: str, valid: npt.NDArray[np.bool_] | None) -> Array:
+        target = chunk.view(chunk.columns[part])
+        if valid is not None:
+            return np.where(chunk.view(valid), target.astype(np.int64), IGNORE)
+        shared = target.dtype == np.int64 and np.may_share_memory(target, chunk.columns["input_ids"])
+        return target.copy() if shared else target  # what is not int64 is cast to a copy
 
     def _extra(self, chunk: Chunk) -> dict[str, Array]:
         extra: dict[str, Array] = {}
@@ -160,6 +169,11 @@ class BatchBuilder:
         if "step" in self.extras:
             extra["step"] = np.array(chunk.numbers, dtype=np.int64) // self.grad_accum_steps
         return {name: extra[name] for name in self.extras}
+
+
+def _fit(values: Array) -> bool:
+    """Whether tensors may share the memory of ``values``."""
+    return values.dtype == np.int64 and values.ndim == 3 and values.flags.c_contiguous and values.flags.writeable
 
 
 def check_ids(ids: Array, vocab_size: int | None) -> tuple[int, ...] | None:

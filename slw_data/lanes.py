@@ -30,7 +30,7 @@ Ints = npt.NDArray[np.int64]
 
 _BLOCK_ROWS = 256  # a block holds about this many of the longest rows, so that few rows straddle two blocks
 _BLOCKS_PER_LANE = 8  # and a lane has at least this many blocks, where the store allows
-_ROUNDS_KEPT = 8
+_PERMUTED = 1024  # blocks of several turns are permuted at once, because calls are dear
 
 
 class Lanes:
@@ -95,17 +95,17 @@ class Lanes:
     def _turn(self, turn: int) -> Ints:
         """The store position of every lane's ``turn``-th piece: ``blocks`` blocks and a tail in each epoch."""
         if turn not in self._starts:
-            if len(self._starts) >= _ROUNDS_KEPT:
-                self._starts.pop(next(iter(self._starts)))
-            epoch, block = divmod(turn, self.blocks + 1)
+            if len(self._starts) > max(8, 4 * _PERMUTED // self.num_lanes):
+                self._starts.clear()
+            epoch, first = divmod(turn, self.blocks + 1)
+            last = min(first + max(1, _PERMUTED // self.num_lanes), self.blocks)
+            blocks = np.arange(first, last, dtype=np.int64)[:, None] * self.num_lanes + np.arange(self.num_lanes)
+            if self.shuffle and blocks.size:
+                blocks = permute(blocks, self.blocks * self.num_lanes, (self.seed, epoch))
+            self._starts.update(enumerate(blocks * self.block_size, turn))
             lanes = np.arange(self.num_lanes, dtype=np.int64)
-            total = self.blocks * self.num_lanes
-            if block == self.blocks:
-                start = total * self.block_size + lanes * self._tail + np.minimum(lanes, self._extra)
-            else:
-                start = block * self.num_lanes + lanes
-                start = (permute(start, total, (self.seed, epoch)) if self.shuffle else start) * self.block_size
-            self._starts[turn] = start
+            tail = self.blocks * self.num_lanes * self.block_size + lanes * self._tail + np.minimum(lanes, self._extra)
+            self._starts[epoch * (self.blocks + 1) + self.blocks] = tail
         return self._starts[turn]
 
     def offsets(self, plan: SequenceLengthPlan, stage: Stage, rows: Ints) -> Ints:

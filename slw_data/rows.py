@@ -11,11 +11,12 @@ Read next: :mod:`slw_data.batches`. The same for sources that can only be read i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from slw_data.batches import Array, Chunk, bad_id, check_ids, stretch
+from slw_data.batches import CHUNK_TOKENS, Array, Chunk, bad_id, check_ids, span
 from slw_data.errors import DataError
 from slw_data.lanes import Ints, Lanes
 from slw_data.plan import SequenceLengthPlan, Stage
@@ -23,6 +24,7 @@ from slw_data.stores import TokenStore
 
 __all__ = ["StoreRows"]
 
+_LANES_TOKENS = 2 * CHUNK_TOKENS  # several lanes are read in longer pieces, and cast when they are put together
 _APART = 32  # tokens between runs in memory: a distance that is a power of two would put all of them in the same cache sets
 
 
@@ -56,6 +58,8 @@ class StoreRows:
         self.documents, self.eos_id, self.vocab_size = documents, eos_id, vocab_size
         self.cast = True  # to int64 while reading; a worker leaves that to the main process
         self._offsets = stores["input_ids"].documents if documents else None
+        dtype = stores["input_ids"].dtype
+        self._checked = vocab_size is not None or dtype.kind == "i" or dtype.itemsize == 8  # else no id can be bad
 
     def chunks(self, start: int, stop: int | None, worker: int, num_workers: int, size: int | None) -> Iterator[Chunk]:
         """Batches ``start`` to ``stop`` in chunks of at most ``size``: the ``worker``-th of every ``num_workers``.
@@ -64,89 +68,131 @@ class StoreRows:
         """
         number = 0
         while stop is None or start < stop:
-            stage, end = stretch(self.plan, start, stop, size)
-            if number % num_workers == worker:
-                yield from self._read_safely(stage, range(start, end))
-            number, start = number + 1, end
+            stage, chunks = span(self.plan, start, stop, size, CHUNK_TOKENS if self.lanes.num_lanes == 1 else _LANES_TOKENS)
+            runs: _Runs | None = None
+            for numbers in chunks:
+                if number % num_workers == worker:
+                    runs = (runs and runs.moved_to(numbers)) or self._find(stage, numbers)
+                    yield from self._read_safely(stage, numbers, runs)
+                number += 1
+            start = chunks[-1].stop
 
-    def _read_safely(self, stage: Stage, numbers: range) -> Iterator[Chunk]:
+    def _read_safely(self, stage: Stage, numbers: range, runs: _Runs) -> Iterator[Chunk]:
         """The chunk; where it holds a fault, the sound batches before it first, one by one."""
         try:
-            chunk = self._read(stage, numbers)
+            chunk = self._read(stage, numbers, runs)
         except DataError:
             if len(numbers) == 1:
                 raise
             for number in numbers:
-                yield self._read(stage, range(number, number + 1))
+                alone = range(number, number + 1)
+                yield self._read(stage, alone, self._find(stage, alone))
             raise
         yield chunk
 
-    def _read(self, stage: Stage, numbers: range) -> Chunk:
-        rows, length, plan = stage.rows, stage.length, self.plan
-        batch = numbers[0] - stage.start * plan.grad_accum_steps
-        first = plan.rows_before(stage.start) + (batch * plan.world_size + self.rank) * rows
-        lanes, cycle = self.lanes.num_lanes, plan.world_size * rows
-        if lanes == 1 and plan.world_size == 1:  # a run of tokens from the first to the last
-            starts, width, by_lane = np.array([first]), len(numbers) * rows * length, False
-        elif lanes == 1:  # a batch is a run
-            starts, width, by_lane = first + cycle * np.arange(len(numbers)), rows * length, False
-        elif (plan.world_size == 1 and rows % lanes == 0) or cycle == lanes:  # a lane's rows follow each other
-            starts = first + np.arange(min(rows, lanes))
-            width, by_lane = len(numbers) * rows // len(starts) * length, True
-        else:  # a row is a run
-            starts = (first + cycle * np.arange(len(numbers))[:, None] + np.arange(rows)).ravel()
-            width, by_lane = length, False
-        offsets = self.lanes.offsets(plan, stage, starts)
-        return self._runs(Chunk(numbers, rows, length, {}, by_lane), starts % lanes, offsets, width)
-
-    def _runs(self, chunk: Chunk, lanes: Ints, offsets: Ints, width: int) -> Chunk:
-        """Read ``width`` tokens of each part of a chunk, from each offset."""
-        shape = (len(lanes), width)
-        for part, (column, shift) in self.parts.items():
-            store = self.stores[column]
-            if self.cast and not chunk.by_lane:  # what is read is in its final order already
-                array: Array = np.empty(shape, np.int64)
-            else:
-                array = np.empty((shape[0], width + _APART), store.dtype)[:, :width]
-            chunk.columns[part] = array
-            starts = np.zeros(shape, np.bool_) if part == "input_ids" and self.documents else None
-            self._read_runs(store, lanes, offsets + shift, array, starts)
-            if starts is not None:
-                chunk.starts = starts
-            if column == "input_ids":
-                self._check(store, array, lanes, offsets + shift)
-        if "next" in chunk.columns and self.epochs is not None:
-            ended = offsets + width + 1 > self.epochs * self.lanes.epoch_tokens(lanes)
+    def _read(self, stage: Stage, numbers: range, runs: _Runs) -> Chunk:
+        chunk = Chunk(numbers, stage.rows, stage.length, {}, runs.by_lane)
+        shape = (len(runs.lanes), runs.width)
+        if self.documents:
+            chunk.starts = np.zeros(shape, np.bool_)
+        if self.cast and self.lanes.num_lanes == 1:  # in the order of the batches, so cast at once
+            parts = zip(self.parts.items(), np.empty((len(self.parts), *shape), np.int64), strict=True)
+            for (part, (column, shift)), array in parts:
+                starts = chunk.starts if part == "input_ids" else None
+                chunk.columns[part] = self._fill(column, runs, shift, array, starts)
+        else:  # read once, and cast for each part of it
+            blocks: dict[str, Array] = {}
+            for part, (column, shift) in self.parts.items():
+                if column not in blocks:
+                    width = runs.width + max(ahead for name, ahead in self.parts.values() if name == column)
+                    array = np.empty((shape[0], width + _APART), self.stores[column].dtype)[:, :width]
+                    blocks[column] = self._fill(column, runs, 0, array, chunk.starts if column == "input_ids" else None)
+                chunk.columns[part] = blocks[column][:, shift : shift + runs.width]
+        if "next" in chunk.columns and self.epochs is not None and runs.room <= runs.width:
+            ended = runs.offsets + runs.width + 1 > self.epochs * self.lanes.epoch_tokens(runs.lanes)
             if ended.any():  # only the token after a lane's very last one does not exist
                 chunk.valid_next = np.ones(shape, np.bool_)
                 chunk.valid_next[ended, -1] = False
         return chunk
 
-    def _read_runs(
-        self, store: TokenStore, lanes: Ints, offsets: Ints, out: Array, starts: npt.NDArray[np.bool_] | None
+    def _find(self, stage: Stage, numbers: range) -> _Runs:
+        """Where the rows of batches ``numbers`` lie."""
+        batches, rows, length = len(numbers), stage.rows, stage.length
+        world, lanes = self.plan.world_size, self.lanes.num_lanes
+        batch, cycle, by_lane = numbers[0] - stage.start * self.plan.grad_accum_steps, world * rows, False
+        first = self.plan.rows_before(stage.start) + (batch * world + self.rank) * rows
+        if lanes == 1 and world == 1:  # a run of tokens from the first to the last
+            starts = np.array([first])
+        elif lanes == 1:  # a batch is a run
+            starts = first + cycle * np.arange(batches)
+        elif (world == 1 and rows % lanes == 0) or cycle == lanes:  # a lane's rows follow each other
+            starts, by_lane = first + np.arange(min(rows, lanes)), True
+        else:  # a row is a run
+            starts = (first + cycle * np.arange(batches)[:, None] + np.arange(rows)).ravel()
+        width = batches * rows * length // len(starts)
+        offsets = self.lanes.offsets(self.plan, stage, starts)
+        positions, room = self.lanes.locate(starts % lanes, offsets)
+        per_batch = 0 if cycle % lanes else cycle // lanes * length
+        return _Runs(numbers, by_lane, width, starts % lanes, offsets, positions, int(room.min()), per_batch)
+
+    def _fill(self, column: str, runs: _Runs, shift: int, out: Array, starts: npt.NDArray[np.bool_] | None) -> Array:
+        """Fill ``out``, a row from each run, and check it; ``starts`` is set where documents begin."""
+        store, width = self.stores[column], out.shape[1]
+        if starts is None and runs.room >= shift + width:  # no lane jumps
+            store.gather(runs.positions + shift, width, out)
+        else:
+            self._fill_by_pieces(store, runs, shift, out, starts)
+        if self._checked and column == "input_ids":
+            found = check_ids(out, self.vocab_size)
+            if found is not None:
+                run, i = found
+                [position], _ = self.lanes.locate(runs.lanes[run : run + 1], runs.offsets[run : run + 1] + (shift + i))
+                raise bad_id(int(out[found]), self.vocab_size, f"token {position} of {store.name}")
+        return out
+
+    def _fill_by_pieces(
+        self, store: TokenStore, runs: _Runs, shift: int, out: Array, starts: npt.NDArray[np.bool_] | None
     ) -> None:
-        """Fill ``out``, a row from each offset: piece by piece, as far as no lane jumps."""
-        done, width, jumped = 0, out.shape[1], np.ones(len(lanes), np.bool_)
+        """As far as no lane jumps, again and again."""
+        done, width, jumped = 0, out.shape[1], np.ones(len(runs.lanes), np.bool_)
         while done < width:
-            position, room = self.lanes.locate(lanes, offsets + done)
+            positions, room = self.lanes.locate(runs.lanes, runs.offsets + (shift + done))
             stop = min(width, done + int(room.min()))
-            store.gather(position, stop - done, out[:, done:stop])
-            if starts is not None:
+            store.gather(positions, stop - done, out[:, done:stop])
+            if starts is not None and done < runs.width:
                 starts[jumped, done] = True  # after a jump, or at the start of the run
                 if self._offsets is not None:
-                    _mark(self._offsets, position, starts[:, done:stop])
+                    _mark(self._offsets, positions, starts[:, done:stop])
             done, jumped = stop, room == stop - done
         if starts is not None and self._offsets is None and self.eos_id is not None:
-            starts[:, 1:] |= out[:, :-1] == self.eos_id
+            starts[:, 1:] |= out[:, : runs.width - 1] == self.eos_id
 
-    def _check(self, store: TokenStore, ids: Array, lanes: Ints, offsets: Ints) -> None:
-        if self.vocab_size is None and store.dtype.kind == "u" and store.dtype.itemsize < 8:
-            return
-        found = check_ids(ids, self.vocab_size)
-        if found is not None:
-            run, i = found
-            [position], _ = self.lanes.locate(lanes[run : run + 1], offsets[run : run + 1] + i)
-            raise bad_id(int(ids[run, i]), self.vocab_size, f"token {position} of {store.name}")
+
+@dataclass
+class _Runs:
+    """Where the rows of batches ``numbers`` lie: in runs of ``width`` tokens that follow each other in a lane.
+
+    A run begins at ``offsets`` of ``lanes``, which are ``positions`` of the store; from there at least ``room`` tokens
+    follow before any lane jumps. Each batch moves the runs ``per_batch`` tokens on; 0 if it is not that simple.
+    """
+
+    numbers: range
+    by_lane: bool
+    width: int
+    lanes: Ints
+    offsets: Ints
+    positions: Ints
+    room: int
+    per_batch: int
+
+    def moved_to(self, numbers: range) -> _Runs | None:
+        """The runs of batches ``numbers``, if they are as many and no lane jumps before their end."""
+        tokens = self.per_batch * (numbers.start - self.numbers.start)
+        room = self.room - tokens
+        if tokens <= 0 or room < self.width or len(numbers) != len(self.numbers):
+            return None
+        offsets, positions = self.offsets + tokens, self.positions + tokens
+        return _Runs(numbers, self.by_lane, self.width, self.lanes, offsets, positions, room, self.per_batch)
 
 
 def _mark(documents: Ints, positions: Ints, starts: npt.NDArray[np.bool_]) -> None:

@@ -201,7 +201,7 @@ def test_lanes_stay_small_however_far_they_are_read():
     for start in range(0, 100_000, lanes.block_size):
         lanes.locate(np.arange(1000), np.full(1000, start))
         sizes.append(len(pickle.dumps(lanes)))
-    assert len(sizes) > 50 and max(sizes) < 1.1 * sizes[20]
+    assert len(sizes) > 50 and max(sizes[20:]) <= 1.01 * max(sizes[:20]) < 100_000
 
 
 def test_locate_is_exact_at_a_trillion_tokens():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from refusals import refused
 
+import slw_data.batches
 from slw_data import (
     ConstantSchedule,
     LinearSchedule,
@@ -22,7 +23,6 @@ from slw_data import (
     StagedSchedule,
     open_tokens,
 )
-from slw_data.batches import BatchBuilder
 
 SCHEDULE = StagedSchedule([4, 8, 2], [10, 20])
 DOCS = [list(range(20 * i, 20 * i + 1 + i * 5 % 20)) for i in range(60)]
@@ -246,15 +246,15 @@ def test_an_interrupt_while_batches_are_made_leaves_the_last_delivered_one(monke
     """Ctrl-C may come anywhere: here, when the ``at``-th block of batches is cast."""
     loader = SLWLoader(dataset_of(source, StagedSchedule([4, 8, 2], [3, 6]), total_steps=30), prefetch=prefetch)
     clean = [b["input_ids"].tolist() for b in dataset_of(source, StagedSchedule([4, 8, 2], [3, 6]), total_steps=30)]
-    original, calls = BatchBuilder._finish, itertools.count(1)
+    original, calls = slw_data.batches._fit, itertools.count(1)
 
-    def interrupted(part, chunk):
+    def interrupted(values):
         if next(calls) == 2 * at:
             raise KeyboardInterrupt
-        return original(part, chunk)
+        return original(values)
 
     found = []
-    monkeypatch.setattr(BatchBuilder, "_finish", staticmethod(interrupted))
+    monkeypatch.setattr(slw_data.batches, "_fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         for batch in loader:
             found.append(batch["input_ids"].tolist())

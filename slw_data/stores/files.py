@@ -2,7 +2,7 @@
 
 A :class:`TokenFile` says where the tokens of one file lie. It holds nothing open and is what travels to other
 processes. :class:`FileSources` maps files as they are read, and keeps at most :data:`OPEN_FILES` of them mapped, so
-that 10,000 files work under the usual limit of 1,024 descriptors (one each).
+that 10,000 files work under the usual limit of 1,024 descriptors (two each).
 
 Reading a mapped page that its file no longer has kills the process with SIGBUS, without an exception. So the size is
 asked for before every access, one ``fstat``, and a file that shrank is refused with DataError.
@@ -14,6 +14,7 @@ import mmap
 import os
 import stat
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,22 +47,25 @@ class TokenFile:
 
 
 class MappedFile:
-    """A file that is mapped into memory, on one descriptor."""
+    """A file that is mapped into memory, and open to be watched."""
 
     def __init__(self, file: TokenFile) -> None:
-        self._file = file
+        self._file, self._warned = file, False
         with open_regular(file.path) as (descriptor, status):
             self._check_size(status.st_size)
-            self._inode = status.st_dev, status.st_ino
             self._map = mmap.mmap(descriptor, file.offset + file.count * file.dtype.itemsize, access=mmap.ACCESS_READ)
+            self._descriptor = os.dup(descriptor)  # the map has one too, but does not show it
+        weakref.finalize(self, os.close, self._descriptor)
         self._tokens = np.frombuffer(self._map, file.dtype, file.count, file.offset)
-        self._warned = False
 
     def tokens(self) -> Tokens:
         """All tokens of the file, after a look at its size and time of modification."""
-        self._check_size(self._map.size())
-        if not self._warned:
-            self._warn_if_modified()
+        status = os.fstat(self._descriptor)
+        self._check_size(status.st_size)
+        if status.st_mtime_ns != self._file.mtime_ns and not self._warned:
+            self._warned = True
+            message = f"{self._file.path} was modified while it was open: batches may hold old and new tokens"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
         return self._tokens
 
     def _check_size(self, size: int) -> None:
@@ -70,18 +74,6 @@ class MappedFile:
                 f"{self._file.path} shrank from {self._file.size} to {size} bytes while it was open: "
                 "a store must not change; write to another path and rename"
             )
-
-    def _warn_if_modified(self) -> None:
-        # The map keeps its own descriptor and does not show it, so the time comes from the path. A path that now leads
-        # to another file does not matter: the map stays with the old one.
-        try:
-            status = os.stat(self._file.path)
-        except OSError:
-            return
-        if (status.st_dev, status.st_ino) == self._inode and status.st_mtime_ns != self._file.mtime_ns:
-            self._warned = True
-            message = f"{self._file.path} was modified while it was open: batches may hold old and new tokens"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 class FileSources:

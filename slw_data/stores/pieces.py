@@ -77,6 +77,7 @@ class PiecedStore:
         self.dtype: np.dtype[Any] = dtype.newbyteorder("=")
         self.source_dtype, self._sources = dtype, sources
         self._source, self._begin, length = pieces.joined()
+        self._only = (int(self._source[0]), int(self._begin[0])) if len(self._begin) == 1 else (0, 0)
         self._bounds = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
         self._mark, self._find_documents = mark, documents
         self._documents: Offsets | None = None
@@ -126,7 +127,8 @@ class PiecedStore:
         if out.size == 0:
             return
         if len(self._begin) == 1:
-            copy_windows(self._sources[int(self._source[0])], starts + self._begin[0], length, out)
+            source, begin = self._only
+            copy_windows(self._sources[source], starts + begin if begin else starts, length, out)
         else:
             first = np.searchsorted(self._bounds, starts, "right") - 1
             inside = starts + length <= self._bounds[first + 1]

@@ -17,13 +17,10 @@ LONG = 8192  # bytes
 
 def copy_windows(tokens: Tokens, starts: Offsets, length: int, out: Tokens) -> None:
     """Set ``out[i, :] = tokens[starts[i] : starts[i] + length]``; the windows were checked before."""
-    if len(starts) == 1:
-        out[0] = tokens[int(starts[0]) : int(starts[0]) + length]
-        return
     width = tokens.itemsize * length
     # Long windows cost more to copy twice than to loop over; NumPy refuses to describe more than 2^63 bytes,
     # overlapping or not; and void items need neighbouring tokens.
-    if width >= LONG or len(tokens) * width >= 2**62 or not tokens.flags.c_contiguous:
+    if len(starts) == 1 or width >= LONG or len(tokens) * width >= 2**62 or not tokens.flags.c_contiguous:
         for row, start in zip(out, starts.tolist(), strict=True):
             row[:] = tokens[start : start + length]
         return
@@ -35,9 +32,13 @@ def check_windows(starts: Offsets, length: int, out: Tokens, total: int, name: s
     """Raise IndexError for windows outside ``total`` tokens, ValueError for an ``out`` of another shape."""
     if out.shape != (len(starts), length):
         raise ValueError(f"out must have shape ({len(starts)}, {length}) for these starts, found {out.shape}")
-    if len(starts) and not 0 <= int(starts.min()) <= int(starts.max()) <= total - length:
+    if len(starts) == 0:
+        return
+    few = starts.tolist() if len(starts) < 64 else (int(starts.min()), int(starts.max()))
+    first, last = min(few), max(few)
+    if not 0 <= first <= last <= total - length:
         raise IndexError(
-            f"windows of {length} tokens from {int(starts.min())} to {int(starts.max())} leave {name}, "
+            f"windows of {length} tokens from {first} to {last} leave {name}, "
             f"which has {total} tokens: the last one may start at {total - length}"
         )
 
