@@ -155,8 +155,8 @@ def _check_fingerprints(identity: Identity, state: Mapping[str, Any], strict: bo
     rank = "" if not set(differing) & set(_RANKS) else " With sharded=True each rank loads its own state."
     if strict or set(differing) & set(_RANKS):
         raise StateError(
-            f"the state is of another run: {listed}.{rank} Build the dataset as it was when the state was saved, or pass"
-            " strict=False to go on at the same token of this one"
+            f"the state is of another run: {listed}.{rank} Build the dataset as it was when the state was saved; or, where"
+            " this run has as many rows and tokens before that step, pass strict=False to go on at the same token of it"
         )
     warnings.warn(f"going on with the state of another run, as strict=False asks: {listed}", stacklevel=4)
 

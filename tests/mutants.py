@@ -49,7 +49,7 @@ FAULTS = [
         "loader",
     ),
     ("workers all read everything", "documents.py", "number % num_workers == worker, list", "True, list", "loader"),
-    ("ranks swapped", "rows.py", "batch * plan.world_size + self.rank)", "batch * plan.world_size - self.rank)", "rows"),
+    ("ranks swapped", "rows.py", "(batch * world + self.rank)", "(batch * world - self.rank)", "rows"),
     (
         "every rank is rank 0 of a stream",
         "documents.py",
