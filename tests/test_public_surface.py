@@ -133,7 +133,7 @@ errors
 schedules
 compat functional options
 plan
-stores streams
+training stores streams
 lanes
 batches
 rows dealing
@@ -142,7 +142,7 @@ sources
 state
 dataset
 loader
-testing
+testing integrations
 """
 LEVELS = {name: level for level, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 
