@@ -18,16 +18,16 @@ import numpy.typing as npt
 import torch
 
 from slw_data.errors import DataError
+from slw_data.flat import IGNORE, flatten, sequences
 from slw_data.plan import SequenceLengthPlan, Stage
 
 __all__ = ["EXTRAS", "IGNORE", "LABELS", "Batch", "BatchBuilder", "Chunk", "bad_id", "check_ids", "span", "stretch"]
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]  # tensors; with "cu_seq_lens" two ints too
 Array = npt.NDArray[Any]
 
 LABELS = ("unshifted", "shifted", "both", "none")
-EXTRAS = ("position_ids", "document_ids", "step")
-IGNORE = -100  # the target that torch's and Hugging Face's cross entropy leave out
+EXTRAS = ("position_ids", "document_ids", "step", "cu_seq_lens")
 
 CHUNK_TOKENS = 1 << 18  # large enough to spread the cost of a call, small enough for the cache: 2 MiB of int64
 _SPAN_BATCHES = 1024
@@ -91,13 +91,15 @@ def stretch(plan: SequenceLengthPlan, start: int, stop: int | None, size: int | 
 
 @dataclass(frozen=True)
 class BatchBuilder:
-    """Makes the batches of a chunk. ``masked``: rows may be padded, so an ``attention_mask`` goes with them."""
+    """Makes the batches of a chunk. ``masked``: rows may be padded, so an ``attention_mask`` goes with them. ``flat``:
+    tokens of a batch that is one row."""
 
     labels: str
     columns: tuple[str, ...]
     extras: tuple[str, ...]
     grad_accum_steps: int
     masked: bool
+    flat: int | None
 
     @property
     def parts(self) -> dict[str, tuple[str, int]]:
@@ -118,6 +120,8 @@ class BatchBuilder:
         batches at a time, into memory that is allocated at once: malloc then keeps it, and no page is faulted in anew."""
         parts = self._values(chunk)
         steps, shape = parts.pop("step", None), (chunk.rows, chunk.length)
+        if self.flat is not None:
+            parts = flatten(parts, (len(chunk.numbers), *shape), self.flat, shifted=self.labels == "shifted")
         some = max(1, CHUNK_TOKENS // (chunk.rows * chunk.length))
         for start in range(0, len(chunk.numbers), some):
             block = [part[start : start + some] for part in parts.values()]
@@ -129,7 +133,10 @@ class BatchBuilder:
             batches: list[Batch] = [dict(zip(parts, values, strict=True)) for values in zip(*tensors, strict=True)]
             if steps is not None:
                 for batch, step in zip(batches, steps[start : start + some].tolist(), strict=True):
-                    batch["step"] = torch.full((chunk.rows,), step)
+                    batch["step"] = torch.full(batch["input_ids"].shape[:1], step)
+            if self.flat is not None:
+                for batch in batches:
+                    batch.update(sequences(batch["position_ids"]))
             yield from batches
 
     def _values(self, chunk: Chunk) -> dict[str, Array]:
@@ -158,17 +165,20 @@ class BatchBuilder:
     def _extra(self, chunk: Chunk) -> dict[str, Array]:
         extra: dict[str, Array] = {}
         shape = (len(chunk.numbers), chunk.rows, chunk.length)
-        if "position_ids" in self.extras or "document_ids" in self.extras:
+        wanted = [name for name in self.extras if name != "cu_seq_lens"]
+        if self.flat is not None and "position_ids" not in wanted:
+            wanted.append("position_ids")
+        if "position_ids" in wanted or "document_ids" in wanted:
             starts = np.zeros(shape, np.bool_) if chunk.starts is None else chunk.final(chunk.starts).copy()
             starts[:, :, 0] = True
-            if "position_ids" in self.extras:
+            if "position_ids" in wanted:
                 column = np.arange(chunk.length, dtype=np.int64)
                 extra["position_ids"] = column - np.maximum.accumulate(np.where(starts, column, 0), axis=2)
-            if "document_ids" in self.extras:
+            if "document_ids" in wanted:
                 extra["document_ids"] = np.cumsum(starts, axis=2, dtype=np.int64) - 1
-        if "step" in self.extras:
+        if "step" in wanted:
             extra["step"] = np.array(chunk.numbers, dtype=np.int64) // self.grad_accum_steps
-        return {name: extra[name] for name in self.extras}
+        return {name: extra[name] for name in wanted}
 
 
 def _fit(values: Array) -> bool:

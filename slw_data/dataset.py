@@ -64,7 +64,9 @@ class SLWDataset(IterableDataset[Batch]):
             each, also across the cut. "both": ``labels`` and ``shift_labels``. "none". If "labels" is one of the columns,
             they are made from it.
         columns: parallel per-token columns to deliver, input_ids among them.
-        extras: any of "position_ids", "document_ids", "step".
+        extras: any of "position_ids" (from 0 in each row and in each document of it), "document_ids" (0, 1, ... in each
+            row), "step" (the optimizer step, one for each row), "cu_seq_lens" (the batch as one row of tokens_per_batch
+            tokens for variable-length attention; see :mod:`slw_data.flat`).
         vocab_size: check that all token ids are below it.
         eos_id: the token that ends a document, where the source does not know its documents.
         pad_id: fills rows in modes "segment" and "truncate" (attention_mask 0, label -100).
@@ -123,7 +125,8 @@ class SLWDataset(IterableDataset[Batch]):
         shape = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "grad_accum_steps": grad_accum_steps}
         self.plan = self._make_plan(schedule_or_plan, shape, total_steps, total_tokens)
         self._check_source()
-        self._builder = BatchBuilder(labels, self.columns, self.extras, self.plan.grad_accum_steps, mode != "stream")
+        flat = self._tokens_of_flat_rows()
+        self._builder = BatchBuilder(labels, self.columns, self.extras, self.plan.grad_accum_steps, mode != "stream", flat)
         self._cut_by(num_lanes, bool(preserve_eos))
         self._at = self._begin = Position(0, None if self._stores else Snapshot())
         self._phase: int | None = None
@@ -200,12 +203,24 @@ class SLWDataset(IterableDataset[Batch]):
         if self.source.not_exact is not None:
             warnings.warn(f"this run cannot be resumed exactly: {self.source.not_exact}", stacklevel=3)
 
+    def _tokens_of_flat_rows(self) -> int | None:
+        if "cu_seq_lens" not in self.extras:
+            return None
+        if self.mode != "stream":
+            raise ValueError(f"'cu_seq_lens' joins rows without padding, and mode={self.mode!r} pads them: use mode='stream'")
+        if self.plan.tokens_per_batch is None:
+            raise ValueError(
+                f"'cu_seq_lens' gives flat rows of a constant number of tokens, and batch_size={self.plan.batch_size} lets it"
+                " grow with the length: write tokens_per_batch=... instead"
+            )
+        return self.plan.tokens_per_batch
+
     def _cut_by(self, num_lanes: int | None, preserve_eos: bool) -> None:
         """Choose who cuts rows: arithmetic over a store, or documents that are dealt."""
         lanes = None if num_lanes is None else integer("num_lanes", num_lanes, at_least=1)
         local = self.plan.of_one_rank() if self.sharded else self.plan
         rank = 0 if self.sharded else self.dp_rank
-        documents = bool(set(self.extras) & {"position_ids", "document_ids"})
+        documents = bool(set(self.extras) & {"position_ids", "document_ids", "cu_seq_lens"})
         self._rows: StoreRows | DocumentRows
         if isinstance(self.source, Stores):
             order = self._lanes(self.source, lanes, local)

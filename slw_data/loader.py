@@ -273,7 +273,7 @@ class SLWLoader:
 
 
 def _pinned(batch: Batch) -> Batch:
-    return {name: tensor.pin_memory() for name, tensor in batch.items()}
+    return {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 # -- where batches come from -------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ schedules
 compat functional options
 plan
 training stores streams
-lanes
+lanes flat
 batches
 rows dealing
 documents
