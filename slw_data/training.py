@@ -1,5 +1,154 @@
-"""Beside the data: a learning rate that counts tokens, shapes that are warmed up, and two measures of stability.
+"""Beside the data: a learning rate that counts tokens, shapes run before training, and two measures of stability.
 
-Read next: the stability measures are those of Li et al., `The Stability-Efficiency Dilemma
-<https://arxiv.org/abs/2108.06084>`_ (section 3).
+The stability measures, and the reason to decay by tokens, are of Li et al., "The Stability-Efficiency Dilemma"
+(https://arxiv.org/abs/2108.06084). Nothing here is needed to read data; the loader is :mod:`slw_data.loader`.
 """
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from slw_data.plan import SequenceLengthPlan
+
+__all__ = ["AdamVariance", "LossRatio", "adam_variance", "token_lr", "warm_up"]
+
+
+def token_lr(plan: SequenceLengthPlan, fn: Callable[[int], float]) -> Callable[[int], float]:
+    """``fn`` of the tokens delivered before a step, as a function of the step: for ``LambdaLR``.
+
+    With short rows at first, as many steps are fewer tokens, so a decay by steps would end after too few of them. The
+    learning rate's own warmup stays a matter of steps. Both together::
+
+        decay = token_lr(plan, lambda tokens: max(0.1, 1 - tokens / plan.total_tokens))
+        scheduler = LambdaLR(optimizer, lambda step: min(1, (step + 1) / 100) * decay(step))
+
+    Args:
+        plan: of the run; its tokens are those of all ranks and micro-batches.
+        fn: from tokens, an int, to the factor of the learning rate.
+    """
+
+    def factor(step: int) -> float:
+        return fn(plan.tokens_before(step))
+
+    return factor
+
+
+def warm_up(step_fn: Callable[[int, int], torch.Tensor], plan: SequenceLengthPlan) -> None:
+    """Run each distinct batch shape of ``plan`` once, the largest first, before training starts.
+
+    Memory is then allocated for the largest batch at once, instead of anew for each length; a batch that does not fit
+    fails in the first second; and graphs are compiled. Random number generators (PyTorch's, NumPy's, Python's) and the
+    gradients of all parameters are afterwards as they were.
+
+    Args:
+        step_fn: ``step_fn(rows, length)`` gives the loss of a batch of that shape, made of anything; ``warm_up`` calls
+            ``backward`` on it. It must not call the optimizer.
+        plan: of the run, with an end.
+
+    Raises:
+        TypeError: for a result that is no scalar tensor with a gradient.
+    """
+    largest = plan.largest_batch()
+    shapes = dict.fromkeys([largest, *((stage.rows, stage.length) for stage in plan.stages)])
+    with _generators_kept():
+        for rows, length in shapes:
+            loss = step_fn(rows, length)
+            if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or loss.grad_fn is None:
+                raise TypeError(f"step_fn must return the loss, a scalar tensor that requires grad, not {loss!r:.80}")
+            leaves = _leaves(loss)
+            kept = [leaf.grad for leaf in leaves]
+            for leaf in leaves:
+                leaf.grad = None
+            try:
+                loss.backward()  # type: ignore[no-untyped-call]
+            finally:
+                for leaf, grad in zip(leaves, kept, strict=True):
+                    leaf.grad = grad
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _leaves(loss: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors whose gradients ``loss.backward()`` accumulates, from the graph itself."""
+    found, seen, waiting = [], set(), [loss.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
+class LossRatio:
+    """The loss of a step over the smallest loss before it: 1 or less while training goes well, far above 1 in a spike.
+
+    Li et al. count the steps whose ratio is above 1.2 and keep the largest. ``best`` and ``largest`` are plain floats; save
+    and set them where a run is resumed.
+    """
+
+    def __init__(self) -> None:
+        self.best, self.largest = math.inf, 0.0
+
+    def update(self, loss: float) -> float:
+        """The ratio of this step (1.0 for the first). A loss that is not finite gives a ratio that is not finite.
+
+        ValueError for a loss that is not positive: there is no ratio to it.
+        """
+        loss = float(loss)
+        if loss <= 0:
+            raise ValueError(f"a loss must be above 0 to be a ratio's denominator, got {loss}")
+        ratio = 1.0 if self.best == math.inf and math.isfinite(loss) else loss / self.best if self.best < math.inf else loss
+        if loss < self.best:
+            self.best = loss
+        self.largest = ratio if math.isnan(ratio) else max(self.largest, ratio)
+        return ratio
+
+
+class AdamVariance(NamedTuple):
+    """Of all elements of Adam's variance state: the l1 norm, and the largest."""
+
+    l1_norm: float
+    maximum: float
+
+
+def adam_variance(optimizer: torch.optim.Optimizer) -> AdamVariance:
+    """The l1 norm and the largest element of Adam's variance (``exp_avg_sq``, before bias correction) over all parameters.
+
+    Outliers in it go with instability (Li et al., section 3). Sharded parameters (``DTensor``) are summed over their mesh,
+    so each of its ranks must call this.
+
+    Raises:
+        ValueError: for an optimizer without such a state: it is no Adam, or has not made a step yet.
+    """
+    states = [state["exp_avg_sq"].detach() for state in optimizer.state.values() if "exp_avg_sq" in state]
+    if not states:
+        raise ValueError(
+            f"{type(optimizer).__name__} has no exp_avg_sq: adam_variance is of Adam and AdamW, after their first step()"
+        )
+    norms = [_whole(state.float().abs().sum()) for state in states]
+    maxima = [_whole(state.float().max()) for state in states]
+    return AdamVariance(float(torch.stack(norms).sum()), float(torch.stack(maxima).max()))
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    """A plain CPU scalar, also of a sharded one."""
+    return getattr(value, "full_tensor", lambda: value)().cpu()
