@@ -74,6 +74,7 @@ class SLWDataset(IterableDataset[Batch]):
         sharded: each rank's source is its own part of the data. Needs total_steps.
         dp_rank, dp_world_size: data-parallel coordinates; tensor-, pipeline- and context-parallel peers share them.
             Default: those of ``torch.distributed`` if it is initialised, else 0 of 1.
+        mesh: instead of these two: the data-parallel dimension of a ``DeviceMesh``, such as ``device_mesh["dp"]``.
 
     Raises:
         DataError: a source with other things than token ids, or too few of them.
@@ -106,6 +107,7 @@ class SLWDataset(IterableDataset[Batch]):
         sharded: bool = False,
         dp_rank: int | None = None,
         dp_world_size: int | None = None,
+        mesh: Any = None,
     ) -> None:
         super().__init__()
         check_choice("mode", mode, MODES)
@@ -119,8 +121,8 @@ class SLWDataset(IterableDataset[Batch]):
         self.eos_id, self.pad_id = (check_token(n, x, self.vocab_size) for n, x in (("eos_id", eos_id), ("pad_id", pad_id)))
         check_mode(mode, shuffle=self.shuffle, pad_id=self.pad_id, preserve_eos=bool(preserve_eos))
         self.epochs = None if epochs is None else integer("epochs", epochs, at_least=1)
-        self._explicit_ranks = dp_rank is not None or dp_world_size is not None
-        self.dp_rank, self.dp_world_size = coordinates(dp_rank, dp_world_size)
+        self._explicit_ranks = any(x is not None for x in (dp_rank, dp_world_size, mesh))
+        self.dp_rank, self.dp_world_size = coordinates(dp_rank, dp_world_size, mesh)  # the mesh itself cannot be pickled
         self.source = open_source(source, self.columns, mode=mode, vocab_size=self.vocab_size, eos_id=self.eos_id)
         shape = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "grad_accum_steps": grad_accum_steps}
         self.plan = self._make_plan(schedule_or_plan, shape, total_steps, total_tokens)
