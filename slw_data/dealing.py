@@ -1,5 +1,12 @@
 """Dealing: the documents of a stream, read in order, go to lanes as these run dry.
 
+A lane is dealt a document only when the row that is being cut from it needs more tokens than it holds::
+
+    while tokens held by lane r mod num_lanes < length of row r:
+        deal the next document to the lane
+
+What follows a row's last token in its lane may therefore be dealt a while later: a :class:`Row` is told when it is.
+
 No token is kept in a saved position. A lane holds at most one begun document, so ``(document, offset)`` of each lane,
 and where the source can be read again from the oldest of these documents, are enough to go on exactly::
 
@@ -14,6 +21,7 @@ Read next: :mod:`slw_data.documents`, which cuts rows from the lanes.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +29,7 @@ import numpy as np
 from slw_data.errors import DataError, StateError
 from slw_data.streams import Block, DocumentStream
 
-__all__ = ["Dealer", "Read", "Snapshot", "Span", "take"]
+__all__ = ["Dealer", "Lane", "Read", "Row", "Snapshot", "Span"]
 
 
 class Snapshot(NamedTuple):
@@ -53,12 +61,66 @@ class Read(NamedTuple):
 Span = tuple[Read, int, int]  # flat tokens [start, stop) of a block
 
 
+@dataclass(slots=True)
+class Row:
+    """Tokens that were cut from a lane, and the one that follows them there: None while there is none."""
+
+    spans: list[Span]
+    next: Span | None = None
+
+    @property
+    def size(self) -> int:
+        """How many tokens are the row's own."""
+        return sum(stop - start for _, start, stop in self.spans)
+
+
+@dataclass(slots=True)
+class Lane:
+    """Documents that were dealt and are not cut up yet; the first may be begun."""
+
+    spans: deque[Span] = field(default_factory=deque)
+    waiting: Row | None = None  # the row whose ``next`` is the first token of the document that is dealt next
+
+    @property
+    def held(self) -> int:
+        """How many tokens there are."""
+        return sum(stop - start for _, start, stop in self.spans)
+
+    def add(self, span: Span) -> None:
+        """Put a document behind the others."""
+        self.spans.append(span)
+        if self.waiting is not None:
+            self.waiting.next, self.waiting = self._first(), None
+
+    def cut(self, count: int) -> Row:
+        """Remove ``count`` of the tokens held."""
+        row = Row([])
+        while count:
+            read, start, stop = self.spans[0]
+            end = min(stop, start + count)
+            row.spans.append((read, start, end))
+            count -= end - start
+            if end == stop:
+                self.spans.popleft()
+            else:
+                self.spans[0] = (read, end, stop)
+        row.next = self._first()
+        return row
+
+    def _first(self) -> Span | None:
+        """The first token held."""
+        if not self.spans:
+            return None
+        read, start, _ = self.spans[0]
+        return read, start, start + 1
+
+
 class Dealer:
     """Reads blocks and deals them to lanes: documents, or whole blocks (``whole``) if there is a single lane anyway."""
 
     def __init__(self, stream: DocumentStream, num_lanes: int, whole: bool, epochs: int | None, at: Snapshot) -> None:
         self.stream, self.whole, self.epochs = stream, whole, epochs
-        self.lanes: list[deque[Span]] = [deque() for _ in range(num_lanes)]
+        self.lanes = [Lane() for _ in range(num_lanes)]
         self.dealt, self.delivered, self.discarded = at.dealt, at.delivered, at.discarded
         self._epoch, self._blocks = at.epoch, stream.blocks(at.epoch, at.position)
         self._barren = at.next == 0  # nothing has come of this pass yet
@@ -102,10 +164,10 @@ class Dealer:
             return self._start
         oldest, places = self._read, []
         for lane in self.lanes:
-            if not lane:
+            if not lane.spans:
                 places += [-1, 0]
                 continue
-            read, start, _ = lane[0]
+            read, start, _ = lane.spans[0]
             document = int(np.searchsorted(read.block.offsets, start, side="right")) - 1
             places += [read.first + document, start - int(read.block.offsets[document])]
             oldest = min(oldest, read, key=lambda r: r.first)
@@ -139,23 +201,5 @@ class Dealer:
                         f"document {document} of {self.stream.name} is shorter than its saved offset {offset}:"
                         " resume with the source that the state was saved from"
                     )
-                self.lanes[lane].append((self._read, start, stop))
+                self.lanes[lane].add((self._read, start, stop))
         self._index = at.next - self._first
-
-
-def take(lane: deque[Span], count: int, look: int) -> list[Span]:
-    """Remove ``count`` tokens from a lane; the list goes ``look`` tokens further where the lane does."""
-    spans = []
-    while count:
-        read, start, stop = lane[0]
-        end = min(stop, start + count)
-        spans.append((read, start, end))
-        count -= end - start
-        if end == stop:
-            lane.popleft()
-        else:
-            lane[0] = (read, end, stop)
-    if look and lane:
-        read, start, _ = lane[0]
-        spans.append((read, start, start + 1))
-    return spans

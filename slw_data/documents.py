@@ -3,11 +3,16 @@
 Every rank and worker reads the whole stream and deals it the same way; it copies only the tokens of its own rows, and
 the rest is arithmetic on lengths. A step is delivered only if all of its rows can be cut, so all ranks end together.
 
+Shifted labels ask for the token after a row. Where a row ends with its document, that is the first of the lane's next
+row, so rows are cut ahead until it is dealt, in the order in which they are cut anyway. Labels change neither the order
+nor the end, and a position is that of its step, however far ahead the cutting is.
+
 Read next: :mod:`slw_data.batches`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slw_data.batches import IGNORE, Array, Chunk, bad_id, check_ids, stretch
-from slw_data.dealing import Dealer, Read, Snapshot, Span, take
+from slw_data.dealing import Dealer, Lane, Read, Row, Snapshot, Span
 from slw_data.errors import StateError
 from slw_data.plan import SequenceLengthPlan, Stage
 from slw_data.streams import DocumentStream
@@ -26,15 +31,38 @@ __all__ = ["MODES", "DocumentRows"]
 MODES = ("stream", "segment", "truncate")
 
 
-class _Row(NamedTuple):
-    spans: list[Span]  # the row's tokens, and one more where the lane goes on and a label needs it
-    real: int  # how many tokens are the row's own
-
-
 class _Step(NamedTuple):
-    rows: list[_Row]  # of all ranks and micro-batches; a single one if the step is one run of tokens
+    rows: list[Row]  # of all ranks and micro-batches; a single one if the step is one run of tokens
     before: Snapshot
     after: Snapshot
+
+
+class _Steps:
+    """Steps in their order: each is cut when it is asked for, or before, where a row waits for the token after it."""
+
+    def __init__(self, cutting: Iterator[_Step | None]) -> None:
+        self._cutting = cutting
+        self._ahead: deque[_Step] = deque()
+
+    def take(self) -> _Step | None:
+        """The next step; None at the end of the data."""
+        while not self._ahead and self._cut():
+            pass
+        return self._ahead.popleft() if self._ahead else None
+
+    def follow(self, rows: Sequence[Row]) -> None:
+        """Cut on until the token after each row is known, or known not to be there."""
+        for row in rows:
+            while row.next is None and self._cut():
+                pass
+
+    def _cut(self) -> bool:
+        """Cut one more row; False at the end of the data."""
+        for step in self._cutting:
+            if step is not None:
+                self._ahead.append(step)
+            return True
+        return False
 
 
 @dataclass
@@ -77,8 +105,10 @@ class DocumentRows:
 
         Chunks have at most ``size`` batches; this worker makes the ``worker``-th of every ``num_workers``.
         """
-        dealer = Dealer(self.stream, self.num_lanes, self.whole, self.epochs, at)
         accum, number = self.plan.grad_accum_steps, 0
+        last = None if stop is None else (stop - 1) // accum
+        dealer = Dealer(self.stream, self.num_lanes, self.whole, self.epochs, at)
+        steps = _Steps(self._cut_steps(dealer, start // accum, last))
         step: _Step | None = None
         while stop is None or start < stop:
             stage, end = stretch(self.plan, start, stop, size or 1)
@@ -86,9 +116,10 @@ class DocumentRows:
             try:
                 for batch in range(start, end):
                     if step is None or batch % accum == 0:
-                        step = self._cut_step(dealer, stage, batch // accum)
+                        step = steps.take()
                         if step is None:
                             break
+                    steps.follow(self._followed(stage, batch % accum, step))  # in every worker: all end at the same batch
                     if mine:
                         made.append(self._make(stage, batch, step))
             except Exception:
@@ -103,8 +134,9 @@ class DocumentRows:
     def skip_to(self, step: int) -> tuple[Snapshot, int | None]:
         """The snapshot at the beginning of ``step``, and the tokens before it, by reading from the start."""
         dealer = Dealer(self.stream, self.num_lanes, self.whole, self.epochs, Snapshot())
+        steps = _Steps(self._cut_steps(dealer, 0, None))
         for done in range(step):
-            if self._cut_step(dealer, self.plan.stage_at(done), done) is None:
+            if steps.take() is None:
                 raise StateError(f"{self.stream.name} ends after {done} steps, and step {step} was asked for")
         return dealer.snapshot(), None if self.mode == "stream" else dealer.delivered
 
@@ -117,54 +149,70 @@ class DocumentRows:
 
     # -- cutting ------------------------------------------------------------------------------------------------------
 
-    def _cut_step(self, dealer: Dealer, stage: Stage, step: int) -> _Step | None:
-        """All rows of a step, over all ranks and micro-batches; None if the data does not suffice."""
-        count = stage.rows * self.plan.grad_accum_steps * self.plan.world_size
-        widths = [count * stage.length] if self.whole else [stage.length] * count
+    def _cut_steps(self, dealer: Dealer, step: int, last: int | None) -> Iterator[_Step | None]:
+        """``step`` and those after it, each with the rows of all ranks and micro-batches, as long as the data suffices.
+
+        None after each row, and before an error is raised: what a caller waits for may have been dealt by then. Beyond the
+        step ``last`` its shape holds on, because a schedule need not be defined where the run has ended.
+        """
         cut = {"stream": self._cut, "segment": self._cut_segment, "truncate": self._cut_truncated}[self.mode]
-        first = 0 if self.num_lanes == 1 else self.plan.rows_before(step)
-        before, rows = dealer.snapshot(), []
-        for i, width in enumerate(widths):
-            row = cut(dealer, dealer.lanes[(first + i) % self.num_lanes], width)
-            if row is None:
-                dealer.left = dealer.dealt - before.delivered - before.discarded
-                return None
-            rows.append(row)
-        dealer.delivered += sum(row.real for row in rows)
-        return _Step(rows, before, dealer.snapshot())
+        lanes = itertools.islice(itertools.cycle(dealer.lanes), self.plan.rows_before(step) % self.num_lanes, None)
+        before = dealer.snapshot()
+        for number in itertools.count(step):
+            stage = self.plan.stage_at(number if last is None else min(number, last))
+            count = stage.rows * self.plan.grad_accum_steps * self.plan.world_size
+            rows: list[Row] = []
+            for width in [count * stage.length] if self.whole else [stage.length] * count:
+                try:
+                    row = cut(dealer, next(lanes), width)
+                except Exception:
+                    yield None
+                    raise
+                if row is None:
+                    dealer.left = dealer.dealt - before.delivered - before.discarded
+                    return
+                rows.append(row)
+                yield None
+            dealer.delivered += sum(row.size for row in rows)
+            after = dealer.snapshot()
+            yield _Step(rows, before, after)
+            before = after
 
-    def _cut(self, dealer: Dealer, lane: deque[Span], width: int) -> _Row | None:
-        """A row of joined documents. A lane is dealt to until it goes on after the row, if the data does: then the labels
-        of the cut are there, and no choice of labels changes which document goes where."""
-        held = sum(stop - start for _, start, stop in lane)
-        while held <= width and (span := dealer.deal()) is not None:
-            lane.append(span)
-            held += span[2] - span[1]
-        if held < width:
-            return None
-        return _Row(take(lane, width, self.look), width)
-
-    def _cut_segment(self, dealer: Dealer, lane: deque[Span], width: int) -> _Row | None:
-        """A row from one document: as much of the begun one as fits."""
-        if not lane:
+    def _cut(self, dealer: Dealer, lane: Lane, width: int) -> Row | None:
+        """A row of joined documents."""
+        held = lane.held
+        while held < width:
             span = dealer.deal()
             if span is None:
                 return None
-            lane.append(span)
-        real = min(width, lane[0][2] - lane[0][1])
-        return _Row(take(lane, real, self.look), real)
+            lane.add(span)
+            held += span[2] - span[1]
+        row = lane.cut(width)
+        if row.next is None:
+            lane.waiting = row
+        return row
 
-    def _cut_truncated(self, dealer: Dealer, lane: deque[Span], width: int) -> _Row | None:
+    def _cut_segment(self, dealer: Dealer, lane: Lane, width: int) -> Row | None:
+        """A row from one document: as much of the begun one as fits. Nothing follows the document's end."""
+        if not lane.spans:
+            span = dealer.deal()
+            if span is None:
+                return None
+            lane.add(span)
+        return lane.cut(min(width, lane.held))
+
+    def _cut_truncated(self, dealer: Dealer, lane: Lane, width: int) -> Row | None:
         """A row for each document: its first tokens, or the first and the very last."""
         span = dealer.deal()
         if span is None:
             return None
         read, start, stop = span
-        real = min(width, stop - start)
-        dealer.discarded += stop - start - real
-        if self.preserve_eos and real < stop - start:
-            return _Row([(read, start, start + real - 1), (read, stop - 1, stop)], real)
-        return _Row([(read, start, min(start + real + self.look, stop))], real)
+        if stop - start <= width:
+            return Row([span])
+        dealer.discarded += stop - start - width
+        if self.preserve_eos:
+            return Row([(read, start, start + width - 1), (read, stop - 1, stop)])
+        return Row([(read, start, start + width)], (read, start + width, start + width + 1))
 
     # -- copying ------------------------------------------------------------------------------------------------------
 
@@ -184,7 +232,7 @@ class DocumentRows:
         starts = np.zeros(wide, np.bool_) if self.documents else None
         for i, row in enumerate(wanted):
             done = 0
-            for (read, _, _), start, stop in _within(row.spans, begin, wide[1]):
+            for read, start, stop in _within(row, begin, wide[1]):
                 here = slice(done, done + stop - start)
                 for name, column in columns.items():
                     column[i, here] = read.block.read(name, start, stop)
@@ -196,7 +244,7 @@ class DocumentRows:
                 done += stop - start
             valid[i, :done] = True
         last = micro + 1 == self.plan.grad_accum_steps
-        delivered = step.before.delivered + sum(row.real for row in step.rows[: self._rows_of(stage, micro + 1)])
+        delivered = step.before.delivered + sum(row.size for row in step.rows[: self._rows_of(stage, micro + 1)])
         after = [(step.after if last else step.before, None if self.mode == "stream" else delivered)]
         chunk = Chunk(range(batch, batch + 1), stage.rows, stage.length, {}, after=after)
         for part, (name, shift) in self.parts.items():
@@ -207,6 +255,14 @@ class DocumentRows:
             chunk.valid_next = valid[:, 1:]
         chunk.starts = None if starts is None else starts[:, :width]
         return chunk
+
+    def _followed(self, stage: Stage, micro: int, step: _Step) -> Sequence[Row]:
+        """The rows of a micro-batch, over all ranks, whose labels ask for the token after the row."""
+        if not self.look or self.mode != "stream":
+            return ()
+        if self.whole:
+            return step.rows if micro + 1 == self.plan.grad_accum_steps else ()
+        return step.rows[self._rows_of(stage, micro) : self._rows_of(stage, micro + 1)]
 
     def _rows_of(self, stage: Stage, micros: int) -> int | None:
         """Rows of a step's first ``micros`` micro-batches over all ranks; None for all, or if the step is one run."""
@@ -228,16 +284,15 @@ class DocumentRows:
             raise bad_id(int(ids[found[0]]), self.vocab_size, where)
 
 
-def _within(spans: Sequence[Span], begin: int, width: int) -> Iterator[tuple[Span, int, int]]:
-    """The parts of ``spans`` that hold their tokens ``begin`` to ``begin + width``, as far as there are any."""
-    for span in spans:
-        size = span[2] - span[1]
-        if begin < size and width > 0:
-            start = span[1] + begin
-            stop = min(span[2], start + width)
-            yield span, start, stop
+def _within(row: Row, begin: int, width: int) -> Iterator[Span]:
+    """Tokens ``begin`` to ``begin + width`` of a row and the one after it, as far as there are any."""
+    for read, first, last in row.spans if row.next is None else [*row.spans, row.next]:
+        if begin < last - first and width > 0:
+            start = first + begin
+            stop = min(last, start + width)
+            yield read, start, stop
             width -= stop - start
-        begin = max(0, begin - size)
+        begin = max(0, begin - (last - first))
 
 
 def _join(chunks: list[Chunk]) -> Iterator[Chunk]:

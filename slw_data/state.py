@@ -3,7 +3,7 @@
     version        of this format
     step, batch    the optimizer step of the next batch, and how many of its micro-batches are delivered
     rows, tokens   delivered by all ranks since the run began (padding is not a token)
-    epoch          the pass over the source that the next row begins in
+    epoch          the pass over the source that the next row begins in; of a stream, that of the oldest document in hand
     plan, source, order    fingerprints: what fixes the shapes, the tokens, and their order
     dp_rank, dp_world_size None, or the rank whose own part of the data this is (``sharded=True``)
     stream         "" for a store; else the stream's snapshot (:class:`slw_data.dealing.Snapshot`) as JSON

@@ -28,9 +28,25 @@ FAULTS = [
     (
         "carry off by one",
         "dealing.py",
-        "lane[0] = (read, end, stop)",
-        "lane[0] = (read, min(end + 1, stop - 1), stop)",
+        "self.spans[0] = (read, end, stop)",
+        "self.spans[0] = (read, min(end + 1, stop - 1), stop)",
         "dataset_streams",
+    ),
+    ("a lane is dealt to before it runs dry", "documents.py", "while held < width:", "while held <= width:", "dealing"),
+    ("no label waits for the lane's next row", "documents.py", "lane.waiting = row", "lane.waiting = None", "dealing"),
+    (
+        "an error overtakes a label",
+        "documents.py",
+        "                    yield None\n                    raise",
+        "                    raise",
+        "dealing",
+    ),
+    (
+        "a batch overtakes one that waits for its label",
+        "documents.py",
+        "steps.follow(self._followed(stage, batch % accum, step))",
+        "steps.follow(self._followed(stage, batch % accum, step) if mine else ())",
+        "dealing",
     ),
     ("a begun document is forgotten", "dealing.py", "places += [read.first + document,", "places += [-1,", "resume"),
     (

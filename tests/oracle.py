@@ -1,7 +1,7 @@
 """Naive oracles: what a plan, a batch, a lane and a dealt document are, said with lists and loops.
 
 Nothing here knows the library. A run is nested lists ``[step][micro-batch][rank][row]``; a row is a list of ``length``
-tokens and ``look`` more after it (for labels), with None where there is no token.
+tokens and those that follow them (for labels), with None where there is no token.
 """
 
 import itertools
@@ -151,49 +151,75 @@ def naive_dealing(
     num_lanes: int = 1,
     grad_accum_steps: int = 1,
     world_size: int = 1,
-    look: int = 0,
     mode: str = "stream",
     preserve_eos: bool = False,
 ) -> tuple[Run, int]:
     """Documents (those of all passes, one after the other) are dealt to lanes as these run dry, row by row.
 
-    "stream": a lane that cannot fill its row and look at the token after it takes the next documents. "segment": an
-    empty lane takes a document, and a row never goes beyond it. "truncate": every row takes a document and drops its
-    rest.
-    Returns the run, and how many tokens were read and neither delivered nor dropped by "truncate" when the data ended
-    (0 if the steps ended first). Ends before the first step that cannot be filled.
+    "stream": a lane that cannot fill its row takes the next documents, and the token after a row is the first one of its
+    lane's next row; where the steps end, their last length holds on. "segment": an empty lane takes a document, and a row
+    never goes beyond it. "truncate": every row takes a document and drops its rest.
+    Returns the run, whose rows have ``length + 1`` tokens, and how many tokens were read and neither delivered nor
+    dropped by "truncate" when the data ended (0 if the steps ended first). Ends before the first step that cannot be
+    filled.
     """
     source = iter([list(document) for document in documents if len(document)])
     lanes: list[list[int]] = [[] for _ in range(num_lanes)]
-    r, run, used = 0, [], 0
-    dealt = 0
-    for length, rows, *_ in shapes:
-        step: list[list[list[Row]]] = []
-        used_before = used
-        for _ in range(grad_accum_steps):
-            step.append([])
-            for _ in range(world_size):
-                step[-1].append([])
-                for _ in range(rows):
-                    lane = lanes[r % num_lanes]
-                    while (mode == "stream" and len(lane) < length + look) or not lane:
-                        document = next(source, None)
-                        if document is None:
-                            break
-                        dealt += len(document)
-                        lane += document
-                    if len(lane) < (length if mode == "stream" else 1):
-                        return run, dealt - used_before
-                    row: Row = list(lane[: length + look])
-                    if mode == "truncate" and preserve_eos and len(lane) > length:
-                        row = [*lane[: length - 1], lane[-1]]
-                    gone = len(lane) if mode == "truncate" else min(length, len(lane))
-                    del lane[:gone]
-                    used += gone
-                    step[-1][-1].append([*row, *[None] * (length + look - len(row))])
-                    r += 1
-        run.append(step)
-    return run, 0
+    cut: list[list[Row]] = [[] for _ in range(num_lanes)]
+    r, run, used, dealt = 0, [], 0, 0
+
+    def filled(lane: list[int], length: int) -> bool:
+        nonlocal dealt
+        while len(lane) < (length if mode == "stream" else 1):
+            document = next(source, None)
+            if document is None:
+                return False
+            dealt += len(document)
+            lane += document
+        return True
+
+    def next_row(length: int) -> Row | None:
+        nonlocal r, used
+        lane, before = lanes[r % num_lanes], cut[r % num_lanes]
+        if not filled(lane, length):
+            return None
+        row: Row = lane[:length] if mode == "stream" else lane[: length + 1]
+        if mode == "truncate" and preserve_eos and len(lane) > length:
+            row = [*lane[: length - 1], lane[-1]]
+        gone = len(lane) if mode == "truncate" else min(length, len(lane))
+        del lane[:gone]
+        r, used = r + 1, used + gone
+        before.append(row)
+        return row
+
+    def steps() -> tuple[Run, int]:
+        for length, rows, *_ in shapes:
+            step: list[list[list[Row]]] = []
+            used_before = used
+            for _ in range(grad_accum_steps):
+                step.append([])
+                for _ in range(world_size):
+                    step[-1].append([])
+                    for _ in range(rows):
+                        row = next_row(length)
+                        if row is None:
+                            return run, dealt - used_before
+                        step[-1][-1].append(row)
+            run.append(step)
+        for lane in range(r, r + num_lanes):
+            filled(lanes[lane % num_lanes], length)
+        return run, 0
+
+    run, left = steps()
+    if mode == "stream":
+        for rows, rest in zip(cut, lanes, strict=True):
+            firsts = [row[0] for row in rows[1:]] + rest[:1]
+            for row, first in zip(rows, firsts, strict=False):
+                row.append(first)
+    for step, (length, *_) in zip(run, shapes, strict=False):
+        for row in rows_of([step]):
+            row += [None] * (length + 1 - len(row))
+    return run, left
 
 
 def rows_of(run: Run) -> list[Row]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from delivery import LOOK, as_lists, built, small_runs
+from delivery import as_lists, built, small_runs
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import batches_of, naive_batches, naive_dealing, naive_plan
@@ -16,7 +16,6 @@ from refusals import refused
 from torch.utils.data import DataLoader
 
 from slw_data import ConstantSchedule, SLWDataset, SLWLoader, StagedSchedule
-from slw_data.batches import EXTRAS
 
 
 @given(small_runs, st.data())
@@ -31,10 +30,8 @@ def test_sharded_ranks_read_their_own_part_and_count_for_all(case, data):
         part = list(range(1000 * rank, 1000 * rank + 50))
         run = naive_batches([part * (needed // 50 + 2)], own, grad_accum_steps=accum)
         if as_stream and num_lanes == 2:
-            run, _ = naive_dealing(
-                [part[:20], part[20:]] * (needed // 20 + 4), own, num_lanes=2, grad_accum_steps=accum, look=LOOK
-            )
-            run = [[[[row[:-LOOK] for row in rows] for rows in micro] for micro in step] for step in run]
+            run, _ = naive_dealing([part[:20], part[20:]] * (needed // 20 + 4), own, num_lanes=2, grad_accum_steps=accum)
+            run = [[[[row[:-1] for row in rows] for rows in micro] for micro in step] for step in run]
         source = [part[:20], part[20:]] if as_stream else np.array(part)
         options = {"num_lanes": num_lanes} if as_stream else {}
         dataset = built(source, schedule, shape, rank, total_steps=total, sharded=True, **options)
@@ -175,7 +172,7 @@ def sources():
         "store": (np.arange(700), {}),
         "shuffled": (np.arange(700), {"shuffle": True, "num_lanes": 3}),
         "documents": (docs, {"num_lanes": 2, "labels": "shifted"}),
-        "padded": (docs, {"mode": "segment", "pad_id": 0, "extras": EXTRAS}),
+        "padded": (docs, {"mode": "segment", "pad_id": 0, "extras": ("position_ids", "document_ids", "step")}),
     }
 
 

@@ -10,7 +10,6 @@ from delivery import (
     Documented,
     assert_delivers,
     built,
-    dealt_run,
     ended_documents,
     real_tokens,
     some_documents,
@@ -19,7 +18,7 @@ from delivery import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import rows_of
+from oracle import naive_dealing, rows_of
 from refusals import refused
 
 from slw_data import ConstantSchedule, DataError, SLWDataset, SLWLoader, StagedSchedule, open_stream
@@ -29,7 +28,7 @@ from slw_data.batches import LABELS
 @given(stream_runs(), st.sampled_from(LABELS), some_extras)
 def test_every_batch_of_every_rank_over_a_stream_equals_the_lists(case, labels, extras):
     docs, options, dealt, schedule, shape, shapes, passes = case
-    run, left = dealt_run(docs, dealt, shapes, passes, labels)
+    run, left = naive_dealing(docs * passes, shapes, **dealt)
     firsts = {doc[0] for doc in docs if doc}
 
     def make(rank):
@@ -47,7 +46,7 @@ def test_every_batch_of_every_rank_over_a_stream_equals_the_lists(case, labels, 
 @given(stream_runs(["segment", "truncate"], ended_documents), st.sampled_from(LABELS), st.booleans())
 def test_the_documents_of_a_store_are_cut_as_those_of_a_stream(case, labels, own_offsets):
     docs, options, dealt, schedule, shape, shapes, passes = case
-    run, _ = dealt_run(docs, dealt, shapes, passes, labels)
+    run, _ = naive_dealing(docs * passes, shapes, **dealt)
     flat = [place for doc in docs for place in doc]
 
     def token(place):
@@ -65,7 +64,7 @@ def test_the_documents_of_a_store_are_cut_as_those_of_a_stream(case, labels, own
 def test_columns_of_documents_are_cut_at_the_same_places(case, labels):
     docs, options, dealt, schedule, shape, shapes, passes = case
     values = {"input_ids": lambda p: p, "loss_mask": lambda p: p % 3, "labels": lambda p: -100 if p % 5 == 0 else p + 7}
-    run, _ = dealt_run(docs, dealt, shapes, passes, labels)
+    run, _ = naive_dealing(docs * passes, shapes, **dealt)
     rows = [{name: [value(p) for p in doc] for name, value in values.items()} for doc in docs]
     assert_delivers(
         lambda rank: built(rows, schedule, shape, rank, labels=labels, columns=tuple(values), **options),
@@ -83,7 +82,7 @@ def test_hugging_face_rows_are_cut_as_the_lists_say(kind, case, labels, extras):
     docs, options, dealt, schedule, shape, shapes, passes = case
     if kind == "Dataset" and options["mode"] == "stream":
         options, dealt = {**options, "num_lanes": 1}, {**dealt, "num_lanes": 1}
-    run, _ = dealt_run(docs, dealt, shapes, passes, labels)
+    run, _ = naive_dealing(docs * passes, shapes, **dealt)
     rows = datasets.Dataset.from_dict({"input_ids": docs, "mask": [[p % 3 for p in doc] for doc in docs]})
     source = rows if kind == "Dataset" else rows.to_iterable_dataset()
     if kind == "Dataset" and options["mode"] == "stream" and not run:
@@ -118,7 +117,7 @@ def test_what_a_stream_delivers_and_what_is_left_is_the_source(case):
 @given(stream_runs(modes=["truncate"]))
 def test_truncating_counts_what_it_discards(case):
     docs, options, dealt, schedule, shape, shapes, passes = case
-    run, left = dealt_run(docs, dealt, shapes, passes, "none")
+    run, left = naive_dealing(docs * passes, shapes, **dealt)
     dataset = built(docs, schedule, shape, labels="none", **options)
     for _ in dataset:
         pass
@@ -132,7 +131,7 @@ def test_truncating_counts_what_it_discards(case):
 @given(stream_runs(modes=["segment", "truncate"]), st.sampled_from([0, 2]))
 def test_padding_is_not_a_token_and_discarded_tokens_are_known_to_the_loader(case, prefetch):
     docs, options, dealt, schedule, shape, shapes, passes = case
-    run, left = dealt_run(docs, dealt, shapes, passes, "none")
+    run, left = naive_dealing(docs * passes, shapes, **dealt)
     if not run:
         return
     loader = SLWLoader(built(docs, schedule, shape, labels="none", **options), prefetch=prefetch)

@@ -443,7 +443,7 @@ def test_after_an_error_of_the_source_the_run_goes_on_where_it_stood(tmp_path, p
     assert first.tokens_seen <= whole, "tokens from nowhere"
     step = first.dataset.plan.tokens(first.step)
     held = 0 if num_lanes == 1 else max(map(len, DOCS)) * num_lanes
-    assert whole - first.tokens_seen <= step + held, "batches before the error were kept back"
+    assert whole - first.tokens_seen < step + held, "batches before the error were kept back"
     broken.unlink()
     again = loader(prefetch=0)
     clean = [digest(batch) for batch in again]
