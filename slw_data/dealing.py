@@ -195,7 +195,8 @@ class Dealer:
             for document in [d for d in held if d - self._first < len(offsets) - 1]:
                 lane, offset = held.pop(document)
                 start = int(offsets[document - self._first]) + offset
-                stop = int(offsets[-1] if self.whole else offsets[document - self._first + 1])
+                after = at.next if self.whole else document + 1  # an error may have ended the saved block earlier
+                stop = int(offsets[min(after - self._first, len(offsets) - 1)])
                 if start > stop:
                     raise StateError(
                         f"document {document} of {self.stream.name} is shorter than its saved offset {offset}:"

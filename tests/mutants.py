@@ -48,6 +48,13 @@ FAULTS = [
         "steps.follow(self._followed(stage, batch % accum, step) if mine else ())",
         "dealing",
     ),
+    (
+        "a block that an error ended is held to its end",
+        "dealing.py",
+        "after = at.next if self.whole else",
+        "after = at.next + len(offsets) if self.whole else",
+        "dealing",
+    ),
     ("a begun document is forgotten", "dealing.py", "places += [read.first + document,", "places += [-1,", "resume"),
     (
         "the oldest document is not the one to read from",

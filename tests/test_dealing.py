@@ -250,3 +250,22 @@ def test_a_stream_without_tokens_is_refused_after_its_last_batch():
     found = []
     refused(lambda: found.extend(dataset), "pass 1", error=DataError)
     assert [batch["input_ids"].tolist() for batch in found] == [[[1, 2, 3, 4]], [[5, 6, 7, 8]]]
+
+
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_a_state_from_before_an_error_goes_on_over_the_repaired_source(num_lanes):
+    """The error ended the block earlier than it ends once the source is repaired."""
+    docs = [[10 * i + k for k in range(5)] for i in range(30)]
+    source, found = Indexed(docs[:12], docs[13:]), []
+
+    def loader():
+        return SLWLoader(SLWDataset(source, ConstantSchedule(4), batch_size=2, num_lanes=num_lanes), prefetch=0)
+
+    broken = loader()
+    with pytest.raises(OSError, match="disk 7 failed"):
+        for batch in broken:
+            found.append(as_lists(batch))
+    source.items[12] = docs[12]
+    again = loader()
+    again.load_state_dict(broken.state_dict())
+    assert len(found) > 5 and found + [as_lists(batch) for batch in again] == [as_lists(batch) for batch in loader()]

@@ -426,7 +426,7 @@ def test_after_an_error_of_the_source_the_run_goes_on_where_it_stood(tmp_path, p
 
     def loader(**options):
         dataset = SLWDataset(
-            Breaking(broken), SCHEDULE, batch_size=2, grad_accum_steps=2, total_steps=60, num_lanes=num_lanes
+            Breaking(broken), SCHEDULE, batch_size=2, grad_accum_steps=2, total_steps=90, num_lanes=num_lanes
         )
         return SLWLoader(dataset, **options)
 
