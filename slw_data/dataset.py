@@ -392,6 +392,14 @@ class SLWDataset(IterableDataset[Batch]):
                 f" {now[1]}: make it after torch.distributed.init_process_group, or pass dp_rank and dp_world_size"
             )
 
+    def set_epoch(self, epoch: int) -> None:
+        """ValueError: only those call it who would deal or batch again, as Accelerate's and the Trainer's loaders do."""
+        raise ValueError(
+            f"set_epoch({epoch}) was called, as a prepared DataLoader does; it would batch these batches again, or deal them to"
+            " other ranks. They are finished, and of this rank: pass SLWLoader(dataset), which accelerator.prepare leaves as it"
+            " is, and instead of Trainer use SLWTrainer of slw_data.integrations.huggingface. Passes are counted without it"
+        )
+
     # -- state --------------------------------------------------------------------------------------------------------
 
     @property

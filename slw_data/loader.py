@@ -99,6 +99,12 @@ class SLWLoader:
         self.dataset.mark_read_elsewhere()
         return self._deliver(self._moves)
 
+    def __getitem__(self, index: Any) -> Batch:
+        raise TypeError(
+            "an SLWLoader is iterated, not indexed: it is no dataset to put into a DataLoader, as Hugging Face's Trainer does."
+            " Use SLWTrainer of slw_data.integrations.huggingface there, and the loader itself elsewhere"
+        )
+
     def _open(self) -> _Direct | _Threaded | _Workers:
         self.dataset.check_ranks()
         if self.num_workers:
