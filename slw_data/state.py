@@ -3,7 +3,7 @@
     version        of this format
     step, batch    the optimizer step of the next batch, and how many of its micro-batches are delivered
     rows, tokens   delivered by all ranks since the run began (padding is not a token)
-    epoch          the pass over the source that the next row begins in; of a stream, that of the oldest document in hand
+    epoch          the pass over the source that the next row begins in
     plan, source, order    fingerprints: what fixes the shapes, the tokens, and their order
     dp_rank, dp_world_size None, or the rank whose own part of the data this is (``sharded=True``)
     stream         "" for a store; else the stream's snapshot (:class:`slw_data.dealing.Snapshot`) as JSON
@@ -120,9 +120,7 @@ def parse_state(identity: Identity, state: Mapping[str, Any], *, strict: bool) -
     if _checksum(state) != state["checksum"]:
         differing = [name for name in _COUNTS if counts[name] != expected[name]]
         wrong = "".join(f"; {name} is {counts[name]}, not {expected[name]}" for name in differing)
-        raise StateError(
-            f"the state is corrupt: its checksum must be {_checksum(state)}, and is {state['checksum']!r}{wrong}"
-        )
+        raise StateError(f"the state is corrupt: its checksum must be {_checksum(state)}, and is {state['checksum']!r}{wrong}")
     return at
 
 
@@ -152,7 +150,11 @@ def _check_fingerprints(identity: Identity, state: Mapping[str, Any], strict: bo
     if not differing:
         return
     listed = "; ".join(f"{name}: saved {state[name]!r}, current {current[name]!r}" for name in differing)
-    rank = "" if not set(differing) & set(_RANKS) else " With sharded=True each rank loads its own state."
+    rank = (
+        ""
+        if not set(differing) & set(_RANKS)
+        else (" With sharded=True each rank loads its own state (in torch.distributed.checkpoint under a key of its own).")
+    )
     if strict or set(differing) & set(_RANKS):
         raise StateError(
             f"the state is of another run: {listed}.{rank} Build the dataset as it was when the state was saved; or, where"
