@@ -128,12 +128,15 @@ class Dealer:
         self._index = 0  # of the next document to deal in self._read
         self._first = at.first
         self._start = at
+        self._failure: Exception | None = None  # of the source, met before a document was to be dealt
         self.left: int | None = None  # tokens dealt and not delivered when the data ended
         if at.next:
             self._restore(at)
 
     def _pull(self) -> bool:
         """Read the next block, in a further pass if there is one. False at the end of the data."""
+        if self._failure is not None:
+            raise self._failure
         while (block := next(self._blocks, None)) is None:
             if self._barren and self.epochs is None:
                 raise DataError(f"{self.stream.name} has no tokens in pass {self._epoch}, so reading it again is no use")
@@ -160,8 +163,14 @@ class Dealer:
         return span
 
     def snapshot(self) -> Snapshot:
+        """The position. Where nothing that was read is left, it is that of the next block, so its pass is known."""
         if self._read is None:
             return self._start
+        if self._index == len(self._read.block) and not any(lane.spans for lane in self.lanes):
+            try:
+                self._pull()
+            except Exception as error:  # to be raised where a document is dealt
+                self._failure = error
         oldest, places = self._read, []
         for lane in self.lanes:
             if not lane.spans:

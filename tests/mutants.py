@@ -55,6 +55,7 @@ FAULTS = [
         "after = at.next + len(offsets) if self.whole else",
         "dealing",
     ),
+    ("an error met early is forgotten", "dealing.py", "self._failure = error", "pass", "dealing"),
     ("a begun document is forgotten", "dealing.py", "places += [read.first + document,", "places += [-1,", "resume"),
     (
         "the oldest document is not the one to read from",
