@@ -17,13 +17,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
+import textwrap
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slw_data.errors import ScheduleError
+from slw_data.plotting import draw_lengths
+from slw_data.report import html_table, text_table
 from slw_data.schedules import Changes, Schedule, Unit, integer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["Cost", "SequenceLengthPlan", "Stage"]
 
@@ -231,20 +237,30 @@ class SequenceLengthPlan:
 
     def describe(self) -> str:
         """The stages as a table (the first and last ten of many), with totals."""
-        stages = self.stages
-        lines = [f"{'step':>12} {'length':>8} {'rows':>8} {'tokens/step':>14} {'tokens before':>18}"]
-        for i, stage in enumerate(stages):
-            if len(stages) > 21 and i == 10:
-                lines.append(f"{'...':>12} {f'({len(stages) - 20} more stages)':>40}")
-            if len(stages) <= 21 or i < 10 or i >= len(stages) - 10:
-                tokens = self._tokens(stage.length)
-                lines.append(
-                    f"{stage.start:>12,} {stage.length:>8,} {stage.rows:>8,} {tokens:>14,} {stage.tokens_before:>18,}"
-                )
+        return text_table(self._lines(), self._summary())
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the length over the steps on ``ax`` (None: on new axes), and return the axes. Needs matplotlib.
+
+        Several plans on the same axes are compared with ``ax.legend()``: each is labelled by its schedule.
+        """
+        return draw_lengths(self.stages, ax, label=textwrap.shorten(repr(self.schedule), 80, placeholder=" ..."))
+
+    def _repr_html_(self) -> str | None:
+        """The lines of :meth:`describe` for notebooks; None, and so the plain repr, where no stages are known."""
+        try:
+            return html_table(self._lines(), self._summary())
+        except ScheduleError:
+            return None
+
+    def _lines(self) -> list[tuple[int, int, int, int, int]]:
+        return [(s.start, s.length, s.rows, self._tokens(s.length), s.tokens_before) for s in self.stages]
+
+    def _summary(self) -> str:
         steps = self.total_steps
         end = "endless" if steps is None else f"{steps:,} steps, {self.tokens_before(steps):,} tokens"
         rows, length = self.largest_batch()
-        return "\n".join([*lines, f"{end}; {len(self.lengths)} lengths; largest batch {rows:,} x {length:,}"])
+        return f"{end}; {len(self.lengths)} lengths; largest batch {rows:,} x {length:,}"
 
     def __repr__(self) -> str:
         shape = f"batch_size={self.batch_size}" if self.batch_size else f"tokens_per_batch={self.tokens_per_batch}"
