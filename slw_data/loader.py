@@ -356,12 +356,22 @@ class _Workers(_Direct):
             generator=torch.Generator(),  # else iterating would draw a seed from the global generator
             **options,
         )
-        super().__init__(iter(loader), dataset.build)
+        self._messages = iter(loader)
+        super().__init__(_consecutive(self._messages, at.number), dataset.build)
 
     def close(self) -> None:
         # Dropping the iterator ends its workers, unless a traceback still holds it.
-        getattr(self._chunks, "_shutdown_workers", bool)()
+        getattr(self._messages, "_shutdown_workers", bool)()
         super().close()
+
+
+def _consecutive(chunks: Iterator[Chunk], number: int) -> Iterator[Chunk]:
+    """The chunks from batch ``number`` on. Where a worker failed within one, the others' next chunks come before its error,
+    and are not delivered."""
+    for chunk in chunks:
+        if chunk.numbers.start == number:
+            number = chunk.numbers.stop
+            yield chunk
 
 
 class _Messages(IterableDataset[Chunk]):

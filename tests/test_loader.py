@@ -16,6 +16,7 @@ from refusals import refused
 import slw_data.batches
 from slw_data import (
     ConstantSchedule,
+    DataError,
     LinearSchedule,
     SequenceLengthPlan,
     SLWDataset,
@@ -221,6 +222,24 @@ def test_a_killed_worker_ends_the_loop_and_the_run_resumes_exactly(source):
         again.load_state_dict(state)
         assert first(again, 30) == clean[count:]
     loader.reset()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("bad", [0, 399, 600, 611, 1500])
+def test_every_batch_before_a_bad_token_is_delivered_and_none_after_it(num_workers, stored, bad):
+    """Chunks are of at most 6 batches here, so the bad one is followed by those of other workers."""
+    tokens = np.arange(2000, dtype=np.int32)
+    source = tokens if stored else [tokens[i : i + 50] for i in range(0, 2000, 50)]
+    dataset = dataset_of(source, StagedSchedule([4, 8] * 20, range(3, 120, 3)), vocab_size=2000)
+    clean = first(SLWLoader(dataset, prefetch=0), 10_000)
+    tokens[bad] = 7000  # after it was looked at
+    loader, found = SLWLoader(dataset, num_workers=num_workers), []
+    with pytest.raises(DataError, match="7000"):
+        for batch in loader:
+            found.append(batch["input_ids"].tolist())
+    assert found == list(itertools.takewhile(lambda batch: all(bad not in row for row in batch), clean))
+    assert (loader.state_dict()["step"], loader.state_dict()["batch"]) == divmod(len(found), 2)
 
 
 class Blocking:
