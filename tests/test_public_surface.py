@@ -85,6 +85,7 @@ MEMBERS = {
     "SequenceLengthPlan.largest_batch": "(self)",
     "SequenceLengthPlan.length": "(self, step)",
     "SequenceLengthPlan.lengths": "property",
+    "SequenceLengthPlan.plot": "(self, ax=None)",
     "SequenceLengthPlan.rows": "(self, step)",
     "SequenceLengthPlan.stages": "property",
     "SequenceLengthPlan.step_at": "(self, tokens)",
@@ -131,7 +132,7 @@ def test_the_fixed_methods_and_properties_are_the_frozen_ones():
 LAYERS = """
 errors
 schedules
-compat functional options
+compat functional options plotting report
 plan
 training stores streams
 lanes flat
@@ -142,7 +143,8 @@ sources
 state
 dataset
 loader
-testing integrations
+testing integrations cli
+__main__
 """
 LEVELS = {name: level for level, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 
@@ -221,7 +223,7 @@ def test_a_wrong_import_would_be_found():
 
 # -- a light import ----------------------------------------------------------------------------------------------------
 
-HEAVY = ("datasets", "pyarrow", "transformers", "tqdm", "torchdata", "matplotlib", "accelerate", "lightning", "pandas")
+HEAVY = ("datasets", "pyarrow", "transformers", "tqdm", "torchdata", "matplotlib", "yaml", "accelerate", "lightning", "pandas")
 
 
 def heavy_after(statement):
