@@ -207,7 +207,7 @@ def test_a_run_shorter_than_its_first_step_is_refused_where_it_is_made():
 @pytest.mark.parametrize("kind", ["int64", "uint16", "shuffled", "documents", "padded"])
 def test_changing_a_batch_changes_no_other_and_not_the_source(kind, num_workers):
     tokens = np.arange(2000, dtype="uint16" if kind == "uint16" else "int64")
-    options = {"batch_size": 3, "total_steps": 40, "labels": "both", "extras": EXTRAS, "eos_id": 7}
+    options = {"batch_size": 3, "total_steps": 40, "labels": "both", "extras": EXTRAS[:3], "eos_id": 7}
     if kind in ("documents", "padded"):
         tokens = [torch.arange(i, i + 17) for i in range(60)]
         options |= {"num_lanes": 2} if kind == "documents" else {"mode": "segment", "pad_id": 0}

@@ -167,3 +167,18 @@ def test_one_graph_for_the_whole_warmup(llama):
         compiled(batch["input_ids"], batch["position_ids"])
     assert counter.frame_count == 3
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("labels", ["unshifted", "both"])
+def test_every_tensor_of_a_flat_batch_is_memory_of_its_own(labels):
+    clean = [lists(batch) for batch in batches(True, labels=labels)]
+    found = []
+    for batch in batches(True, labels=labels):
+        for name in [name for name, value in batch.items() if isinstance(value, torch.Tensor)]:
+            before = lists(batch)
+            batch[name] += 1
+            assert {key for key, value in lists(batch).items() if value != before[key]} == {name}
+            batch[name] -= 1
+        found.append(lists(batch))
+        batch["input_ids"].zero_()
+    assert found == clean
