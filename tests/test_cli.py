@@ -274,6 +274,7 @@ BAD_PLANS = {
     "constant without": ([*SHAPE, *words("--schedule constant")], ["--schedule constant needs --length"]),
     "staged without": ([*SHAPE, *words("--schedule staged")], ["--schedule staged needs --lengths"]),
     "boundaries": ([*SHAPE, *words("--schedule staged --lengths 8 16 --boundaries 3 4")], ["2 lengths", "got 2"]),
+    "beyond memory": ([*SMALL, "--max-length", str(10**17)], ["out of memory", "too large"]),
     "budget": (words("--warmup-steps 5 --tokens-per-batch 1000"), ["tokens_per_batch=1000", "1024"]),
     "multiple": ([*SHAPE, *words("--warmup-steps 5 --min-length 9")], ["min_length", "multiple_of=8", "9", "8 or 16"]),
     "both ends": ([*SMALL, *words("--total-tokens 64")], ["total_steps or total_tokens", "10 and 64"]),
@@ -380,6 +381,9 @@ def test_a_schedule_beside_a_file_that_has_one_is_refused(capsys, tmp_path):
     refused(
         capsys, "plan", "--from-composer", path, "--min-length", 8, facts=["--min-length", "--from-composer", "whole schedule"]
     )
+    for option in ("--schedule", "--from-deepspeed"):
+        argv = ("plan", "--from-composer", path, option, "linear", "--batch-size", 2)
+        refused(capsys, *argv, facts=["one schedule", "--from-composer", option])
 
 
 # -- the program -------------------------------------------------------------------------------------------------------
@@ -661,6 +665,7 @@ def test_bad_arguments_of_inspect_are_refused_in_one_line(capsys, tmp_path):
     refused(capsys, "inspect", path, facts=[path, "dtype='uint16'"])
     refused(capsys, "inspect", path, "--dtype", "float32", facts=["--dtype", "'float32'", "uint16"])
     refused(capsys, "inspect", path, "--dtype", "integers", facts=["--dtype", "'integers'"])
+    refused(capsys, "inspect", path, "--dtype", "u2,", facts=["--dtype", "'u2,'"])
     refused(capsys, *raw, "--vocab-size", 100, facts=[path, "token 14 is 101", "vocab_size 100"])
     refused(capsys, *raw, "--rows", -1, facts=["--rows", "-1"])
     refused(capsys, *raw, *shape, facts=["--schedule", "--step"])
@@ -822,6 +827,18 @@ def test_negative_ids_are_counted(capsys, tmp_path):
         f"1 fault in 5 tokens of {path} (int64)",
     ]
     assert lines(capsys, "check", path, "--column", "labels") == [f"no faults in 5 tokens of {path} (int64)"]
+
+
+def test_a_mask_may_be_constant_and_mostly_0(capsys, tmp_path):
+    for mask in (
+        np.ones(9000, "uint16"),
+        np.repeat(np.array([0, 1], "uint16"), 4500),
+        np.tile(np.array([1, 0], "uint16"), 4500),
+    ):
+        path = write_raw(tmp_path / "mask.bin", mask)
+        argv = ("check", path, "--dtype", "uint16")
+        assert lines(capsys, *argv, "--column", "loss_mask")[-1].startswith("no faults")
+        assert lines(capsys, *argv, status=1)[-1].startswith("1 fault")
 
 
 def test_files_that_cannot_be_opened_have_that_as_their_fault(capsys, tmp_path):

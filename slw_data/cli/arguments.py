@@ -74,6 +74,9 @@ class Arguments:
 
     def schedule(self) -> tuple[Schedule, int | None]:
         """The schedule, and the steps of the run where its own file knows them."""
+        ways = [name for name in ("schedule", *FILES) if name in self.values]
+        if len(ways) > 1:
+            raise ValueError(f"give one schedule: got {' and '.join(self.origin[name] for name in ways)}")
         for name in FILES:
             if name in self.values:
                 self._refuse_useless((), name)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,6 +21,8 @@ from typing import Any, NamedTuple
 from slw_data.cli import check, inspect, plan, plot
 
 __all__ = ["build_parser", "main"]
+
+BROKEN_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # what a shell reports of programs that these signals end
 
 
 class Command(NamedTuple):
@@ -74,13 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
     except BrokenPipeError:
         _drop_output()
-        return 128 + int(signal.SIGPIPE)
+        return BROKEN_PIPE
     except OSError as error:
         _drop_output()
         print(f"slw-data: error: the output cannot be written: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 128 + int(signal.SIGINT)
+        return INTERRUPTED
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -96,7 +97,7 @@ def _run(argv: Sequence[str] | None) -> int:
             return COMMANDS[name].run(given)
     except BrokenPipeError:
         raise
-    except (ValueError, TypeError, KeyError, OSError, ImportError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, OSError, ImportError, OverflowError, MemoryError) as error:
         if isinstance(error, OSError) and error.filename is None:
             raise  # of the output
         parsers[name].error(_one_line(error))
@@ -105,6 +106,8 @@ def _run(argv: Sequence[str] | None) -> int:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "out of memory: is one of the numbers too large?"
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(text).split()) or type(error).__name__
 

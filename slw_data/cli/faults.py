@@ -46,9 +46,9 @@ def finders(store: TokenStore, column: str, vocab_size: int | None, eos_id: int 
     """All that can be looked for in ``store``."""
     dtype: np.dtype[Any] = getattr(store, "source_dtype", store.dtype)
     lowest = 0 if column == "input_ids" or vocab_size is not None else None
-    kinds: list[Finder] = [OutOfRange(dtype, lowest, vocab_size), Constant()]
-    if column == "input_ids":
-        kinds.append(OtherDtype(dtype, vocab_size))
+    kinds: list[Finder] = [OutOfRange(dtype, lowest, vocab_size)]
+    if column == "input_ids":  # a mask may well be the same for long, and mostly 0
+        kinds += [Constant(), OtherDtype(dtype, vocab_size)]
     if eos_id is not None:
         kinds.append(Ends(eos_id) if store.documents is None else IndexedEnds(eos_id, store.documents))
     return kinds

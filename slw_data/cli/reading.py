@@ -38,7 +38,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 def _dtype(text: str) -> str:
     try:
         known = np.dtype(text).kind in "iu"
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):
         known = False
     if not known:
         raise argparse.ArgumentTypeError(f"{text!r} is no integer dtype; write one such as uint16 or '>u2'")
