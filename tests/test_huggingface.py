@@ -56,13 +56,15 @@ def found(tmp_path_factory):
         ["losses", {"labels": "both"}], ["losses", {"labels": "unshifted"}],
         ["by_hand", {"rows": [TOKENS[:5].tolist(), TOKENS[4:9].tolist()]}],
         ["plain", {"loader": True}], ["plain", {"rows": 1}], ["plain", {"rows": 2}],
-        ["bare_array", {}], ["shuffle_buffer", {"save_strategy": "steps"}], ["make", {"options": {"labels": "shifted"}, "loss": True}],
+        ["bare_array", {}], ["shuffle_buffer", {"save_strategy": "steps"}],
+        ["make", {"options": {"labels": "shifted"}, "loss": True}],
         *(["make", {"args": args, "options": options}] for args, options, _ in REFUSED.values()),
         *(["make", {"args": args, "options": options}] for args, options in MADE.values()),
     ]  # fmt: skip
     later = [
         resumed1, ["resume_from", {"folder": "cut1"}], ["resume_from", {"folder": "cut1", "content": '{"step": 1'}],
-        ["resume_from", {"folder": "cut1", "content": '{"step": 9}'}], ["resume_from", {"folder": "cut1", "edit": {"plan": "x"}}],
+        ["resume_from", {"folder": "cut1", "content": '{"step": 9}'}],
+        ["resume_from", {"folder": "cut1", "edit": {"plan": "x"}}],
     ]  # fmt: skip
     both = [
         ["too_early", {}], *first, ["run", {"folder": "whole2", "accum": 3}], cut2, ["sharded", {"folder": "sharded"}],
@@ -225,7 +227,7 @@ def test_sharded_ranks_keep_states_of_their_own_and_take_no_others(found):
         whole, files = result(found, "both", "sharded", rank)
         assert files == ["slw_data_0.json", "slw_data_1.json"]
         lengths = [length for _, length, _ in expected(6)]
-        assert sum(whole[0], []) == TOKENS[rank * half :][: ROWS * lengths[0]].tolist()
+        assert [token for row in whole[0] for token in row] == TOKENS[rank * half :][: ROWS * lengths[0]].tolist()
         resumed, _ = results(found, "both later", "sharded", rank, swap=None)[0]
         assert resumed == whole[3:] and [len(rows[0]) for rows in whole] == lengths
         swapped = message(found, "both later", "sharded", rank, swap=True)

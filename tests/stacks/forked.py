@@ -36,9 +36,9 @@ def _in_world(do: Callable[..., Any], world: int, jobs: list[Any]) -> list[list[
 
 
 def _rank(do: Callable[..., Any], jobs: list[Any], rank: int, world: int, port: int, sender: Any) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     if world > 1:  # as torchrun would
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     results = []
     for name, options in jobs:
         try:
