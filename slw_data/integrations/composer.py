@@ -14,7 +14,8 @@ checkpoint again, which is exact, from a store fast, and works with another numb
 
 What was run: Composer 0.32.1 pins a torch that is older than the others tested here, and is not part of the tests. By
 hand it was run on torch 2.13 without its pins: 20 batches on a CPU, one process, micro-batches of one and two rows, a
-checkpoint at batch 10, and going on from it with two workers to the same parameters. Several processes were not run.
+checkpoint at batch 10, and going on from it with two workers to the same parameters. Several processes were not run, and
+with ``train_subset_num_batches`` going on was seen to be wrong.
 """
 
 from __future__ import annotations
