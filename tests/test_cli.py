@@ -471,11 +471,13 @@ def test_a_reader_that_was_never_there_is_met_quietly(capsys, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_behind_the_output_is_one_line(capsys, monkeypatch):
+@pytest.mark.parametrize("steps", [6, 60_000])  # what fits into a buffer, and what does not
+def test_a_full_disk_behind_the_output_is_one_line(capsys, monkeypatch, steps):
     with open("/dev/full", "w") as full, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", full)
-        assert cli.main(["plan", *SMALL]) == 2
-    line = f"slw-data: error: the output cannot be written: {os.strerror(errno.ENOSPC)}\n"
+        argv = ["plan", "--multiple-of", "1", "--warmup-steps", str(steps), "--batch-size", "1", "--total-steps", str(steps)]
+        assert cli.main([*argv, "--json"]) == 2
+    line = f"slw-data: error: reading or writing failed: {os.strerror(errno.ENOSPC)}\n"
     assert capsys.readouterr() == ("", line)
 
 
@@ -680,7 +682,7 @@ def test_bad_arguments_of_inspect_are_refused_in_one_line(capsys, tmp_path):
 def test_a_missing_column_is_refused_with_those_that_are_there(capsys, tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"ids": [[1, 2, 3], [4]]}).save_to_disk(tmp_path / "rows")
-    refused(capsys, "inspect", tmp_path / "rows", facts=["'input_ids'", "['ids']"])
+    refused(capsys, "inspect", tmp_path / "rows", facts=["error: no column 'input_ids'", "['ids']"])
     refused(capsys, "check", tmp_path / "rows", facts=["'input_ids'", "['ids']"])
     refused(capsys, "check", tmp_path / "rows", "--dtype", "uint16", facts=["--dtype", tmp_path / "rows", "folder"])
 
@@ -728,9 +730,14 @@ def changed(*changes):
 
 BROKEN = {
     "out of the vocabulary": (
-        changed((17, 60_000), (18, 50_257)),
+        changed((9017, 60_000), (9018, 50_257)),
         ["--vocab-size", 50_257],
-        ["{path}: token 17: 60000, expected 0 to 50256 (--vocab-size 50257); out of range in all: 2 of 20,000"],
+        ["{path}: token 9,017: 60000, expected 0 to 50256 (--vocab-size 50257); out of range in all: 2 of 20,000"],
+    ),
+    "the first id beyond the vocabulary": (
+        changed((19_998, 50_257)),
+        ["--vocab-size", 50_257],
+        ["{path}: token 19,998: 50257, expected 0 to 50256 (--vocab-size 50257); out of range in all: 1 of 20,000"],
     ),
     "in the other byte order": (
         TEXT.astype(">u2"),
@@ -739,6 +746,7 @@ BROKEN = {
     ),
     "no vocabulary, in the other byte order": (TEXT.astype(">u2"), [], ["{path}: uint16 may be the wrong dtype", "'>u2'"]),
     "uint32 read as uint16": (TEXT.astype("uint32"), [], ["uint16 may be the wrong dtype", "0%, 100% are 0", "'uint32'"]),
+    "big-endian uint32 read as uint16": (TEXT.astype(">u4"), ["--dtype", ">u2"], ["100%, 0% are 0", "'>u4'"]),
     "int64 read as uint16": (TEXT.astype("int64"), [], ["0%, 100%, 100%, 100% are 0", "'int64'"]),
     "int64 read as int32": (TEXT.astype("int64"), ["--dtype", "int32"], ["int32 may be the wrong dtype", "'int64'"]),
     "uint16 read as uint8": (TEXT, ["--dtype", "uint8"], ["uint8 may be the wrong dtype", "'uint16'"]),
@@ -761,6 +769,11 @@ BROKEN = {
         changed((500, 50_256), (700, 50_256)),
         ["--eos-id", 50_256],
         ["{path}: token 500: an empty document, eos_id 50256 with nothing before it; empty in all: 2 of 202"],
+    ),
+    "an empty document across two blocks": (
+        changed((4095, 50_256), (4096, 50_256)),
+        ["--eos-id", 50_256],
+        ["{path}: token 4,096: an empty document", "empty in all: 1 of 202"],
     ),
     "an empty first document": (changed((0, 50_256)), ["--eos-id", 50_256], ["{path}: token 0: an empty document", "1 of 201"]),
     "no end": (
@@ -790,7 +803,7 @@ def test_check_finds_the_fault_of_a_broken_file(capsys, tmp_path, monkeypatch, c
     found = lines(capsys, "check", path, *argv, status=1)
     for fact in facts:
         assert any(fact.format(path=path) in line for line in found[:-1]), f"{fact} not in {found}"
-    assert re.fullmatch(rf"{len(found) - 1} faults? in [\d,]+ tokens of {path} \(u?int\d+\)", found[-1])
+    assert re.fullmatch(rf"{len(found) - 1} faults? in [\d,]+ tokens of {path} \([\w>]+\)", found[-1])
     assert len(found) - 1 == (2 if case in ("in the other byte order", "nothing but ends") else 1), found
 
 
@@ -870,6 +883,13 @@ def test_empty_documents_of_an_index_are_found(capsys, tmp_path):
         ]
     joined = write_megatron(tmp_path / "joined", [[1], [], [2]], documents=[0, 1, 3])  # the empty sequence is no document
     assert lines(capsys, "check", joined) == [f"no faults in 2 tokens of {joined} (uint16)"]
+
+
+def test_the_first_document_without_an_end_is_found_in_any_block(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading.spans, "__kwdefaults__", {**reading.spans.__kwdefaults__, "size": 4096})
+    path = write_megatron(tmp_path / "pair", [[1, 2, 3 if i in (2000, 2500) else 9] for i in range(3000)])
+    fault = lines(capsys, "check", path, "--eos-id", 9, status=1)[0]
+    assert fault.startswith(f"{path}: token 6,002: document 2000 ") and fault.endswith("in all: 2 of 3,000")
 
 
 def test_rows_of_a_dataset_that_are_null_or_empty_are_found(capsys, tmp_path):

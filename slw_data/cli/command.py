@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except OSError as error:
         _drop_output()
-        print(f"slw-data: error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"slw-data: error: reading or writing failed: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -99,7 +99,7 @@ def _run(argv: Sequence[str] | None) -> int:
         raise
     except (ValueError, TypeError, KeyError, OSError, ImportError, OverflowError, MemoryError) as error:
         if isinstance(error, OSError) and error.filename is None:
-            raise  # of the output
+            raise  # of the output, as far as can be told
         parsers[name].error(_one_line(error))
 
 
