@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import sys
-import textwrap
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import cached_property
@@ -242,9 +241,11 @@ class SequenceLengthPlan:
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the length over the steps on ``ax`` (None: on new axes), and return the axes. Needs matplotlib.
 
-        Several plans on the same axes are compared with ``ax.legend()``: each is labelled by its schedule.
+        Several plans on the same axes are compared with ``ax.legend()``: each is labelled by its schedule and lengths.
         """
-        return draw_lengths(self.stages, ax, label=textwrap.shorten(repr(self.schedule), 80, placeholder=" ..."))
+        name = getattr(self.schedule, "__name__", type(self.schedule).__name__)
+        lengths = self.lengths or (0,)  # of a run that is shorter than a step, nothing is drawn
+        return draw_lengths(self.stages, ax, label=f"{name}, {lengths[0]:,} to {lengths[-1]:,}")
 
     def _repr_html_(self) -> str | None:
         """The lines of :meth:`describe` for notebooks; None, and so the plain repr, where no stages are known."""
