@@ -21,7 +21,7 @@ from slw_data.errors import DataError
 from slw_data.flat import IGNORE, flatten, sequences
 from slw_data.plan import SequenceLengthPlan, Stage
 
-__all__ = ["EXTRAS", "IGNORE", "LABELS", "Batch", "BatchBuilder", "Chunk", "bad_id", "check_ids", "span", "stretch"]
+__all__ = ["EXTRAS", "IGNORE", "LABELS", "Batch", "BatchBuilder", "Chunk", "bad_id", "check_ids", "chunks_from"]
 
 Batch = dict[str, Any]  # tensors; with "cu_seq_lens" two ints too
 Array = npt.NDArray[Any]
@@ -66,12 +66,11 @@ class Chunk:
         return self.view(array).reshape(len(self.numbers), self.rows, self.length)
 
 
-def span(
+def chunks_from(
     plan: SequenceLengthPlan, start: int, stop: int | None, size: int | None, tokens: int = CHUNK_TOKENS
-) -> tuple[Stage, list[range]]:
+) -> tuple[Stage, Iterator[range]]:
     """The stage of batch ``start``, and the next chunks from there on, as far as they lie in the stage: of ``size``
-    batches each, or as many as a chunk should have. It depends on the arguments alone, so all workers
-    agree without talking."""
+    batches each, or of so many tokens. It depends on the arguments alone, so all workers agree without talking."""
     accum = plan.grad_accum_steps
     step = start // accum
     ahead = 1 if size == 1 else _SPAN_BATCHES // accum + 2
@@ -81,12 +80,7 @@ def span(
     most = size or max(1, min(tokens // (stage.rows * stage.length), _SPAN_BATCHES))
     ends = (start + max(most, _SPAN_BATCHES), stop, None if stage.stop is None else stage.stop * accum)
     end = min(end for end in ends if end is not None)
-    return stage, [range(first, min(first + most, end)) for first in range(start, end, most)]
-
-
-def stretch(plan: SequenceLengthPlan, start: int, stop: int | None, size: int | None) -> tuple[Stage, int]:
-    stage, chunks = span(plan, start, stop, size)
-    return stage, chunks[0].stop
+    return stage, (range(first, min(first + most, end)) for first in range(start, end, most))
 
 
 @dataclass(frozen=True)

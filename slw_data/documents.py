@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slw_data.batches import IGNORE, Array, Chunk, bad_id, check_ids, stretch
+from slw_data.batches import IGNORE, Array, Chunk, bad_id, check_ids, chunks_from
 from slw_data.dealing import Dealer, Lane, Read, Row, Snapshot, Span
 from slw_data.errors import StateError
 from slw_data.plan import SequenceLengthPlan, Stage
@@ -111,7 +111,8 @@ class DocumentRows:
         steps = _Steps(self._cut_steps(dealer, start // accum, last))
         step: _Step | None = None
         while stop is None or start < stop:
-            stage, end = stretch(self.plan, start, stop, size or 1)
+            stage, chunks = chunks_from(self.plan, start, stop, size or 1)
+            end = next(chunks).stop
             mine, made = number % num_workers == worker, list[Chunk]()
             try:
                 for batch in range(start, end):

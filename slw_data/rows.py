@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from slw_data.batches import CHUNK_TOKENS, Array, Chunk, bad_id, check_ids, span
+from slw_data.batches import CHUNK_TOKENS, Array, Chunk, bad_id, check_ids, chunks_from
 from slw_data.errors import DataError
 from slw_data.lanes import Ints, Lanes
 from slw_data.plan import SequenceLengthPlan, Stage
@@ -58,6 +58,7 @@ class StoreRows:
         self.documents, self.eos_id, self.vocab_size = documents, eos_id, vocab_size
         self.cast = True  # to int64 while reading; a worker leaves that to the main process
         self._offsets = stores["input_ids"].documents if documents else None
+        self._tokens = CHUNK_TOKENS if lanes.num_lanes == 1 else _LANES_TOKENS  # of a chunk
         dtype = stores["input_ids"].dtype
         self._checked = vocab_size is not None or dtype.kind == "i" or dtype.itemsize == 8  # else no id can be bad
 
@@ -68,14 +69,13 @@ class StoreRows:
         """
         number = 0
         while stop is None or start < stop:
-            stage, chunks = span(self.plan, start, stop, size, CHUNK_TOKENS if self.lanes.num_lanes == 1 else _LANES_TOKENS)
+            stage, chunks = chunks_from(self.plan, start, stop, size, self._tokens)
             runs: _Runs | None = None
             for numbers in chunks:
                 if number % num_workers == worker:
                     runs = (runs and runs.moved_to(numbers)) or self._find(stage, numbers)
                     yield from self._read_safely(stage, numbers, runs)
-                number += 1
-            start = chunks[-1].stop
+                number, start = number + 1, numbers.stop
 
     def _read_safely(self, stage: Stage, numbers: range, runs: _Runs) -> Iterator[Chunk]:
         """The chunk; where it holds a fault, the sound batches before it first, one by one."""
