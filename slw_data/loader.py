@@ -134,24 +134,24 @@ class SLWLoader:
                 if bar is not None:
                     self._show(bar)
             self._ended = True
-            self._close()
+            self.close()
             if not delivered:
                 self._warn_finished()
         except GeneratorExit:  # the loop was left: threads and persistent workers keep what they have read
             if self.num_workers and not self._worker_options["persistent_workers"] and self._iterators == 1:
-                self._close()
+                self.close()
             raise
         except BaseException:
             if moves == self._moves:
-                self._close()
+                self.close()
             raise
         finally:
             self._iterators -= 1
             if bar is not None:
                 bar.close()
 
-    def _close(self) -> None:
-        """Give up what was read ahead; the position stays."""
+    def close(self) -> None:
+        """Give up what was read ahead, and end its thread or workers. The position stays, and ``iter()`` goes on."""
         if self._source is not None:
             self._last = self.position, 0
             self._source.close()
@@ -204,7 +204,7 @@ class SLWLoader:
         self._move(self.dataset.position_of(0))
 
     def _move(self, at: Position) -> None:
-        self._close()
+        self.close()
         self._last = at, 0
         self._moves += 1
         self._warned = self._ended = False

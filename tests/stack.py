@@ -55,10 +55,11 @@ def launch(script: str, world: int, folder: Path, *, timeout: float = 240, **opt
         port = free.getsockname()[1]
     path, processes = Path(__file__).parent / "stacks" / f"{script}.py", []
     for rank in range(world):
+        found = os.pathsep.join(map(str, path.parents[1:3]))
         environment = os.environ | {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(str(folder) for folder in path.parents[1:3]),
+            "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": found,
         }  # fmt: skip
         if world == 1:  # an ordinary process, started without torchrun
             for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):

@@ -68,6 +68,7 @@ MEMBERS = {
     "SLWDataset.state_dict": "(self)",
     "SLWDataset.tokens_discarded": "property",
     "SLWDataset.tokens_left": "property",
+    "SLWLoader.close": "(self)",
     "SLWLoader.epoch": "property",
     "SLWLoader.load_state_dict": "(self, state_dict, *, strict=True, expected_step=None)",
     "SLWLoader.metrics": "(self)",

@@ -85,7 +85,7 @@ class TorchTitanLoader:
 
     def close(self) -> None:
         """Give up what was read ahead. The state stays."""
-        self.loader._close()
+        self.loader.close()
 
 
 def _tokens(dataset: SLWDataset) -> int:
