@@ -18,15 +18,13 @@ from transformers.utils import logging
 from slw_data import LinearSchedule, SLWDataset, open_tokens
 from slw_data.integrations.huggingface import SLWTrainer
 
-STEPS, STOP = 60, 30
 
-
-def make_dataset(path: Path) -> SLWDataset:
-    """A dataset of finished batches: 16 rows, of 8 tokens at first, and of 128 from step 40 on."""
+def make_dataset(path: Path, steps: int) -> SLWDataset:
+    """A dataset of finished batches: 16 rows, of 8 tokens at first, and of 128 for the last third of the steps."""
     tokens = open_tokens(path, dtype="uint16")
-    schedule = LinearSchedule(8, 128, warmup_steps=40)
+    schedule = LinearSchedule(8, 128, warmup_fraction=2 / 3)
     # labels="both": this model shifts labels itself, and takes shift_labels as they are, so that no target is lost
-    return SLWDataset(tokens, schedule, batch_size=16, total_steps=STEPS, shuffle=True, labels="both", vocab_size=VOCAB_SIZE)
+    return SLWDataset(tokens, schedule, batch_size=16, total_steps=steps, shuffle=True, labels="both", vocab_size=VOCAB_SIZE)
 
 
 def make_model() -> LlamaForCausalLM:
@@ -38,13 +36,14 @@ def make_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def train(path: Path, folder: Path, resume: bool = False, **arguments: object) -> SLWTrainer:
+def train(path: Path, folder: Path, steps: int, resume: bool = False, **arguments: object) -> SLWTrainer:
     """A new model, Trainer and loader, as in a new process; from the last checkpoint in ``folder`` on, or from the start."""
     args = TrainingArguments(
-        str(folder), learning_rate=3e-3, lr_scheduler_type="constant", logging_steps=10, save_steps=10, use_cpu=True,
-        include_num_input_tokens_seen="all", disable_tqdm=True, report_to=[], log_level="error", **arguments,
+        str(folder), learning_rate=3e-3, lr_scheduler_type="constant", use_cpu=True, disable_tqdm=True, report_to=[],
+        logging_steps=max(1, steps // 6), save_steps=steps // 2, include_num_input_tokens_seen="all", log_level="error",
+        **arguments,
     )  # fmt: skip
-    trainer = SLWTrainer(make_model(), args, train_dataset=make_dataset(path))
+    trainer = SLWTrainer(make_model(), args, train_dataset=make_dataset(path, steps))
     trainer.remove_callback(PrinterCallback)  # the table below shows the same
     trainer.train(resume_from_checkpoint=resume or None)
     return trainer
@@ -55,12 +54,12 @@ def digest(trainer: SLWTrainer) -> str:
     return hashlib.blake2b(b"".join(tensors)).hexdigest()
 
 
-def run(folder: Path) -> bool:
+def run(folder: Path, steps: int, max_tokens: int) -> bool:
     """The whole demonstration; False if the continued run ended elsewhere."""
-    path, _ = build_corpus(folder / "stdlib.bin", max_tokens=2_000_000)
-    whole = train(path, folder / "whole")
-    train(path, folder / "stopped", max_steps=STOP)
-    continued = train(path, folder / "stopped", resume=True, dataloader_num_workers=2)
+    path, _ = build_corpus(folder / "stdlib.bin", max_tokens=max_tokens)
+    whole = train(path, folder / "whole", steps)
+    train(path, folder / "stopped", steps, max_steps=steps // 2)
+    continued = train(path, folder / "stopped", steps, resume=True, dataloader_num_workers=2)
 
     print(f"{'step':>5}{'length':>8}{'tokens seen':>13}{'loss':>8}{'loss, continued':>17}")
     for log, other in zip(whole.state.log_history, continued.state.log_history, strict=True):
@@ -69,7 +68,7 @@ def run(folder: Path) -> bool:
             print("{:>5}{:>8}{:>13,}{:>8.4f}{:>17.4f}".format(*shown))
     counted = whole.state.num_input_tokens_seen == whole.train_dataset.tokens_seen == continued.state.num_input_tokens_seen
     equal = digest(whole) == digest(continued)
-    print(f"stopped and continued at step {STOP}; tokens counted alike: {'yes' if counted else 'NO'}")
+    print(f"stopped and continued at step {steps // 2}; tokens counted alike: {'yes' if counted else 'NO'}")
     print(f"parameters equal: {'yes' if equal else 'NO'}")
     return equal and counted
 
@@ -77,13 +76,15 @@ def run(folder: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="folder for the corpus and the checkpoints (default: a temporary one)")
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of a whole run (default: 60)")
+    parser.add_argument("--max-tokens", type=int, default=2_000_000, help="of the corpus (default: 2,000,000)")
     options = parser.parse_args()
     torch.set_num_threads(1)  # the model is small
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if not run(folder):
+        if not run(folder, options.steps, options.max_tokens):
             raise SystemExit("the continued run differs from the uninterrupted one")
 
 
