@@ -6,6 +6,7 @@ continued at optimizer step 1,000,000.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -21,7 +22,7 @@ from slw_data import LinearSchedule, SLWDataset, SLWLoader, open_tokens
 IMPORT = "import time, torch; start = time.perf_counter(); import slw_data; print(time.perf_counter() - start)"
 
 
-def importing(times: int = 7) -> float:
+def importing(times: int) -> float:
     """Seconds that ``import slw_data`` takes after ``import torch``, from compiled files, each in a new process."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     took = [float(subprocess.check_output([sys.executable, "-c", IMPORT], env=environment)) for _ in range(times + 1)]
@@ -67,11 +68,14 @@ def resuming(folder: str, times: int = 21) -> tuple[float, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--imports", type=int, default=7, help="processes that import slw_data (default: 7, after one more)")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         opened, read, memory = far_end(folder)
         first, resumed = resuming(folder)
     rows = [
-        ["import slw_data after import torch", f"{importing() * 1e3:.0f} ms"],
+        ["import slw_data after import torch", f"{importing(options.imports) * 1e3:.0f} ms"],
         ["open and plan a store of 10^12 tokens", f"{opened * 1e3:.0f} ms"],
         ["its last batch, 512 x 1024, shuffled", f"{read * 1e3:.0f} ms"],
         ["anonymous memory for both", f"{memory:.0f} MB"],

@@ -13,8 +13,8 @@ SMALL = {
     "quickstart": ["--max-tokens", "2000000"],
     "pytorch_loop": ["--steps", "12", "--max-tokens", "100000"],
     "fsdp2_dcp": ["--steps", "6", "--max-tokens", "100000"],
-    "huggingface_trainer": [],
-    "accelerate_loop": [],
+    "huggingface_trainer": ["--steps", "12", "--max-tokens", "300000"],
+    "accelerate_loop": ["--steps", "12", "--max-tokens", "300000"],
     "lightning_fit": [],
 }
 NEEDS = {"huggingface_trainer": "transformers", "accelerate_loop": "accelerate", "lightning_fit": "lightning"}
