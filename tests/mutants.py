@@ -131,7 +131,7 @@ FAULTS = [
 
 def run(fault: tuple[str, str, str, str, str], folder: Path) -> str:
     _, file, line, broken, first = fault
-    for name in ("slw_data", "tests", "examples"):
+    for name in ("slw_data", "tests", "examples", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "setup.cfg", folder)
     path = folder / "slw_data" / file
