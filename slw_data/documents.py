@@ -120,8 +120,8 @@ class DocumentRows:
                         step = steps.take()
                         if step is None:
                             break
-                    steps.follow(self._followed(stage, batch % accum, step))  # in every worker: all end at the same batch
                     if mine:
+                        steps.follow(self._followed(stage, batch % accum, step))
                         made.append(self._make(stage, batch, step))
             except Exception:
                 yield from _join(made)

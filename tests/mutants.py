@@ -42,11 +42,11 @@ FAULTS = [
         "dealing",
     ),
     (
-        "a batch overtakes one that waits for its label",
-        "documents.py",
-        "steps.follow(self._followed(stage, batch % accum, step))",
-        "steps.follow(self._followed(stage, batch % accum, step) if mine else ())",
-        "dealing",
+        "a batch overtakes the error of another worker",
+        "loader.py",
+        "if chunk.numbers.start == number:",
+        "if True:",
+        "loader",
     ),
     (
         "a block that an error ended is held to its end",
