@@ -64,7 +64,7 @@ FAULTS = [
         "oldest = max(oldest, read",
         "resume",
     ),
-    ("epoch lost", "dealing.py", "self._epoch, self._barren = self._epoch + 1, True", "self._barren = True", "stream"),
+    ("epoch lost", "dealing.py", "self._epoch, self._barren = self._epoch + 1, True", "self._barren = True", "dealing"),
     (
         "worker stride off",
         "rows.py",
