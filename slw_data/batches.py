@@ -29,8 +29,8 @@ Array = npt.NDArray[Any]
 LABELS = ("unshifted", "shifted", "both", "none")
 EXTRAS = ("position_ids", "document_ids", "step", "cu_seq_lens")
 
-CHUNK_TOKENS = 1 << 18  # large enough to spread the cost of a call, small enough for the cache: 2 MiB of int64
-_SPAN_BATCHES = 1024
+CHUNK_TOKENS = 1 << 18  # of all tensors together; enough to spread the cost of a call, and in the cache: 2 MiB of int64
+_SPAN_BATCHES = 1024  # as far as a schedule that is only a callable is asked ahead
 
 
 @dataclass
@@ -116,7 +116,7 @@ class BatchBuilder:
         steps, shape = parts.pop("step", None), (chunk.rows, chunk.length)
         if self.flat is not None:
             parts = flatten(parts, (len(chunk.numbers), *shape), self.flat, shifted=self.labels == "shifted")
-        some = max(1, CHUNK_TOKENS // (chunk.rows * chunk.length))
+        some = max(1, CHUNK_TOKENS // (chunk.rows * chunk.length * len(parts)))
         for start in range(0, len(chunk.numbers), some):
             block = [part[start : start + some] for part in parts.values()]
             unfit = [i for i, part in enumerate(block) if not _fit(part)]

@@ -58,7 +58,7 @@ class StoreRows:
         self.documents, self.eos_id, self.vocab_size = documents, eos_id, vocab_size
         self.cast = True  # to int64 while reading; a worker leaves that to the main process
         self._offsets = stores["input_ids"].documents if documents else None
-        self._tokens = CHUNK_TOKENS if lanes.num_lanes == 1 else _LANES_TOKENS  # of a chunk
+        self._tokens = CHUNK_TOKENS // len(parts) if lanes.num_lanes == 1 else _LANES_TOKENS  # of a chunk
         dtype = stores["input_ids"].dtype
         self._checked = vocab_size is not None or dtype.kind == "i" or dtype.itemsize == 8  # else no id can be bad
 

@@ -150,14 +150,12 @@ def _check_fingerprints(identity: Identity, state: Mapping[str, Any], strict: bo
     if not differing:
         return
     listed = "; ".join(f"{name}: saved {state[name]!r}, current {current[name]!r}" for name in differing)
-    rank = (
-        ""
-        if not set(differing) & set(_RANKS)
-        else (" With sharded=True each rank loads its own state (in torch.distributed.checkpoint under a key of its own).")
-    )
-    if strict or set(differing) & set(_RANKS):
+    other_rank, hint = bool(set(differing) & set(_RANKS)), ""
+    if other_rank:
+        hint = " With sharded=True each rank loads its own state (in torch.distributed.checkpoint under a key of its own)."
+    if strict or other_rank:
         raise StateError(
-            f"the state is of another run: {listed}.{rank} Build the dataset as it was when the state was saved; or, where"
+            f"the state is of another run: {listed}.{hint} Build the dataset as it was when the state was saved; or, where"
             " this run has as many rows and tokens before that step, pass strict=False to go on at the same token of it"
         )
     warnings.warn(f"going on with the state of another run, as strict=False asks: {listed}", stacklevel=4)

@@ -123,7 +123,7 @@ FAULTS = [
         "return self._rows(length) * self.world_size",
         "plan",
     ),
-    ("another run's state is taken", "state.py", "if strict or set(differing)", "if set(differing)", "state"),
+    ("another run's state is taken", "state.py", "if strict or other_rank:", "if other_rank:", "state"),
     ("a damaged state is taken", "state.py", 'if _checksum(state) != state["checksum"]:', "if False:", "state"),
     ("ids above the vocabulary pass", "batches.py", "if int(unsigned.max()) < limit:", "if True:", "dataset"),
 ]
