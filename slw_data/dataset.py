@@ -355,7 +355,6 @@ class SLWDataset(IterableDataset[Batch]):
         if get_worker_info() is None:
             self.check_ranks()
         if isinstance(self._rows, StoreRows):
-            self._rows.cast = size is not None or get_worker_info() is None
             return self._rows.chunks(at.number, self.num_batches, worker, num_workers, size)
         if num_workers > 1 or get_worker_info() is not None:
             self.check_workers(num_workers)

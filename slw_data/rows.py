@@ -24,7 +24,7 @@ from slw_data.stores import TokenStore
 
 __all__ = ["StoreRows"]
 
-_LANES_TOKENS = 2 * CHUNK_TOKENS  # several lanes are read in longer pieces, and cast when they are put together
+_READ_TOKENS = 2 * CHUNK_TOKENS  # of a chunk, each read once: handing over a chunk costs as much as a few batches
 _APART = 32  # tokens between runs in memory: a distance that is a power of two would put all of them in the same cache sets
 
 
@@ -56,9 +56,7 @@ class StoreRows:
     ) -> None:
         self.stores, self.plan, self.lanes, self.rank, self.epochs, self.parts = stores, plan, lanes, rank, epochs, parts
         self.documents, self.eos_id, self.vocab_size = documents, eos_id, vocab_size
-        self.cast = True  # to int64 while reading; a worker leaves that to the main process
         self._offsets = stores["input_ids"].documents if documents else None
-        self._tokens = CHUNK_TOKENS // len(parts) if lanes.num_lanes == 1 else _LANES_TOKENS  # of a chunk
         dtype = stores["input_ids"].dtype
         self._checked = vocab_size is not None or dtype.kind == "i" or dtype.itemsize == 8  # else no id can be bad
 
@@ -69,7 +67,7 @@ class StoreRows:
         """
         number = 0
         while stop is None or start < stop:
-            stage, chunks = chunks_from(self.plan, start, stop, size, self._tokens)
+            stage, chunks = chunks_from(self.plan, start, stop, size, _READ_TOKENS)
             runs: _Runs | None = None
             for numbers in chunks:
                 if number % num_workers == worker:
@@ -95,19 +93,13 @@ class StoreRows:
         shape = (len(runs.lanes), runs.width)
         if self.documents:
             chunk.starts = np.zeros(shape, np.bool_)
-        if self.cast and self.lanes.num_lanes == 1:  # in the order of the batches, so cast at once
-            parts = zip(self.parts.items(), np.empty((len(self.parts), *shape), np.int64), strict=True)
-            for (part, (column, shift)), array in parts:
-                starts = chunk.starts if part == "input_ids" else None
-                chunk.columns[part] = self._fill(column, runs, shift, array, starts)
-        else:  # read once, and cast for each part of it
-            blocks: dict[str, Array] = {}
-            for part, (column, shift) in self.parts.items():
-                if column not in blocks:
-                    width = runs.width + max(ahead for name, ahead in self.parts.values() if name == column)
-                    array = np.empty((shape[0], width + _APART), self.stores[column].dtype)[:, :width]
-                    blocks[column] = self._fill(column, runs, 0, array, chunk.starts if column == "input_ids" else None)
-                chunk.columns[part] = blocks[column][:, shift : shift + runs.width]
+        blocks: dict[str, Array] = {}  # each column is read once
+        for part, (column, shift) in self.parts.items():
+            if column not in blocks:
+                width = runs.width + max(ahead for name, ahead in self.parts.values() if name == column)
+                array = np.empty((shape[0], width + _APART), self.stores[column].dtype)[:, :width]
+                blocks[column] = self._fill(column, runs, 0, array, chunk.starts if column == "input_ids" else None)
+            chunk.columns[part] = blocks[column][:, shift : shift + runs.width]
         if "next" in chunk.columns and self.epochs is not None and runs.room <= runs.width:
             ended = runs.offsets + runs.width + 1 > self.epochs * self.lanes.epoch_tokens(runs.lanes)
             if ended.any():  # only the token after a lane's very last one does not exist

@@ -23,9 +23,9 @@ def test_throughput_prints_every_shape_and_every_way():
     rates, against = text.split("Times the limit")
     for table in (rates, against):
         lines = [line for line in table.splitlines() if line.startswith("|")]
-        assert len(lines) == 2 + 7 and all(line.count("|") == 12 for line in lines)
+        assert len(lines) == 2 + 7 and all(line.count("|") == 13 for line in lines)
         cells = [cell for line in lines[2:] for cell in line.split("|")[2:-1]]
-        assert len(cells) == 70 and all(float(cell) > 0 for cell in cells)
+        assert len(cells) == 77 and all(float(cell) > 0 for cell in cells)
     assert {f"{rows} x {length}" for rows, length in ((2048, 8), (16, 1024), (16, 8))} <= set(re.findall(r"\d+ x \d+", rates))
 
 

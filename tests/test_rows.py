@@ -62,16 +62,12 @@ def passes(plan, lanes, total):
     return plan.tokens_before(total) // (lanes.num_tokens // lanes.num_lanes) + 2
 
 
-def rows_for(
-    store, plan, lanes, rank=0, *, epochs=None, look=0, documents=False, eos_id=None, vocab_size=None, cast=True
-):
+def rows_for(store, plan, lanes, rank=0, *, epochs=None, look=0, documents=False, eos_id=None, vocab_size=None):
     """A StoreRows of a store or of a mapping of columns; ``look=1`` reads the tokens one further on as well."""
     stores = store if isinstance(store, dict) else {"input_ids": store}
     parts = {name: (name, 0) for name in stores} | ({"next": ("input_ids", 1)} if look else {})
     where = {"documents": documents, "eos_id": eos_id, "vocab_size": vocab_size}
-    rows = StoreRows(stores, plan, lanes, rank=rank, epochs=epochs, parts=parts, **where)
-    rows.cast = cast
-    return rows
+    return StoreRows(stores, plan, lanes, rank=rank, epochs=epochs, parts=parts, **where)
 
 
 def tokens_in(chunk):
@@ -100,8 +96,8 @@ def dealing(shape):
     return {"grad_accum_steps": shape["grad_accum_steps"], "world_size": shape["world_size"]}
 
 
-@given(cuts(), st.sampled_from([None, 1, 2, 3, 7, 1000]), st.booleans(), st.data())
-def test_every_batch_of_every_rank_is_cut_from_the_lanes(cut, size, cast, data):
+@given(cuts(), st.sampled_from([None, 1, 2, 3, 7, 1000]), st.data())
+def test_every_batch_of_every_rank_is_cut_from_the_lanes(cut, size, data):
     tokens, plan, shape, lanes, look, total = cut
     epochs = passes(plan, lanes, total)
     positions = naive_lane_positions(lanes.num_tokens, lanes.num_lanes, lanes.blocks, orders(lanes, epochs))
@@ -111,7 +107,7 @@ def test_every_batch_of_every_rank_is_cut_from_the_lanes(cut, size, cast, data):
     batches = total * shape["grad_accum_steps"]
     start, num_workers = data.draw(st.integers(0, batches - 1)), data.draw(st.integers(1, 3))
     for rank in range(shape["world_size"]):
-        rows, found = rows_for(ListStore(tokens), plan, lanes, rank, look=look, cast=cast), {}
+        rows, found = rows_for(ListStore(tokens), plan, lanes, rank, look=look), {}
         for worker in range(num_workers):
             for chunk in rows.chunks(start, batches, worker, num_workers, size):
                 assert size is None or len(chunk.numbers) <= size
@@ -216,7 +212,7 @@ def test_chunks_go_on_for_ever_without_a_stop():
 def test_columns_are_cut_at_the_same_places_in_their_own_dtypes(cut):
     tokens, plan, shape, lanes, look, total = cut
     stores = {"input_ids": ListStore(tokens, "uint16"), "loss_mask": ListStore([t % 5 for t in tokens], "int8")}
-    rows = rows_for(stores, plan, lanes, look=look, cast=False)
+    rows = rows_for(stores, plan, lanes, look=look)
     for chunk in rows.chunks(0, total * shape["grad_accum_steps"], 0, 1, None):
         dtypes = {name: str(array.dtype) for name, array in chunk.columns.items() if name != "next"}
         assert dtypes == {"input_ids": "uint16", "loss_mask": "int8"}
