@@ -9,10 +9,13 @@
     batches     tensors, labels, extras
     dataset     all of it together
     loader      iterates it, and knows which batch was delivered last
+    checkpoint  keeps its state in a file;   agreement   compares it over ranks
 
 Read next: :mod:`slw_data.schedules`.
 """
 
+from slw_data.agreement import check_ranks_agree
+from slw_data.checkpoint import load_state, save_state
 from slw_data.compat import from_composer, from_deepspeed, from_olmo_core
 from slw_data.dataset import SLWDataset
 from slw_data.errors import DataError, ScheduleError, StateError
@@ -55,10 +58,13 @@ __all__ = [
     "StagedSchedule",
     "StateError",
     "TokenStore",
+    "check_ranks_agree",
     "from_composer",
     "from_deepspeed",
     "from_olmo_core",
+    "load_state",
     "open_stream",
     "open_tokens",
+    "save_state",
     "set_batch_sequence_length",
 ]

@@ -15,8 +15,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from slw_data.arguments import integer
 from slw_data.errors import ScheduleError
-from slw_data.schedules import StagedSchedule, integer
+from slw_data.schedules import StagedSchedule, check_ladder
 
 __all__ = ["from_composer", "from_deepspeed", "from_olmo_core"]
 
@@ -46,6 +47,8 @@ def from_composer(
     [8, 8, 16, 1016, 1024, 1024]
     """
     total = integer("total_steps", total_steps, at_least=1)
+    if total > LAST_STEP:
+        raise ScheduleError(f"total_steps must be at most 2^62, got {total}: no run is longer")
     low = integer("min_seq_length", min_seq_length, at_least=1)
     high = integer("max_seq_length", max_seq_length, at_least=1)
     increment = integer("step_size", step_size, at_least=1)
@@ -57,6 +60,7 @@ def from_composer(
             f"max_seq_length must be at least min_seq_length={low}, got {high};"
             f" to shrink, write StagedSchedule([{low}, {high}], [{max(warmup, 1)}])"
         )
+    check_ladder(low, high, increment, "give a larger step_size")
     every = warmup // increments if increments else 0
     if every == 0:
         raise ScheduleError(
@@ -92,16 +96,17 @@ def from_deepspeed(config: Mapping[str, Any]) -> StagedSchedule:
     low = integer("min_difficulty", _key(config, "min_difficulty"), at_least=1)
     high = integer("max_difficulty", _key(config, "max_difficulty"), at_least=1)
     kind = _key(config, "schedule_type")
-    if config.get("curriculum_type", "seqlen") != "seqlen":
+    curriculum = config.get("curriculum_type", "seqlen")
+    if not isinstance(curriculum, str) or curriculum != "seqlen":
         raise ScheduleError(
-            f"curriculum_type must be 'seqlen', got {config['curriculum_type']!r}: only that one is a length of rows"
+            f"curriculum_type must be 'seqlen', got {curriculum!r:.200}: only that one is a length of rows"
         )
     if config.get("enabled", True) is not True:
         raise ScheduleError(
             f"enabled must be True, got {config['enabled']!r}: DeepSpeed leaves the rows as they are then;"
             f" write ConstantSchedule({high})"
         )
-    if kind not in ("fixed_linear", "fixed_root", "fixed_discrete"):
+    if not isinstance(kind, str) or kind not in ("fixed_linear", "fixed_root", "fixed_discrete"):
         raise ScheduleError(
             f"schedule_type must be 'fixed_linear', 'fixed_root' or 'fixed_discrete', got {kind!r}; a 'custom' schedule"
             " is a function of the step: pass that function itself, or write LinearSchedule(...)"
@@ -118,6 +123,7 @@ def _root(low: int, high: int, details: Any, degree: Any) -> StagedSchedule:
     if isinstance(degree, bool) or not isinstance(degree, (int, float)) or not 0 < degree < math.inf:
         raise ScheduleError(f"root_degree must be a positive number, got {degree!r}; a degree of 1 is linear")
     _no_warmup_of_0("DeepSpeed", "total_curriculum_step", total, high)
+    check_ladder(low, high, multiple, "give a larger difficulty_step")
     if low >= high:  # never below the maximum, so never updated
         return StagedSchedule([low], [])
 

@@ -21,15 +21,16 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from slw_data.arguments import choice, flag, integer, names
 from slw_data.batches import EXTRAS, LABELS, Batch, BatchBuilder, Chunk
 from slw_data.dealing import Snapshot
 from slw_data.documents import MODES, DocumentRows
 from slw_data.errors import DataError, ScheduleError, StateError
 from slw_data.lanes import Lanes
-from slw_data.options import check_choice, check_mode, check_names, check_token, coordinates, given
+from slw_data.options import check_mode, check_token, coordinates, given
 from slw_data.plan import SequenceLengthPlan
 from slw_data.rows import StoreRows
-from slw_data.schedules import Schedule, integer
+from slw_data.schedules import Schedule
 from slw_data.sources import Stores, open_source
 from slw_data.state import Identity, Position, dump_state, parse_state
 
@@ -110,16 +111,18 @@ class SLWDataset(IterableDataset[Batch]):
         mesh: Any = None,
     ) -> None:
         super().__init__()
-        check_choice("mode", mode, MODES)
-        check_choice("labels", labels, LABELS)
-        self.columns, self.extras = check_names("columns", columns, None), check_names("extras", extras, EXTRAS)
+        self.mode, self.labels = choice("mode", mode, MODES), choice("labels", labels, LABELS)
+        self.columns, self.extras = names("columns", columns, None), names("extras", extras, EXTRAS)
         if "input_ids" not in self.columns:
             raise ValueError(f"columns must hold 'input_ids', got {self.columns}")
-        self.mode, self.labels, self.shuffle, self.sharded = mode, labels, bool(shuffle), bool(sharded)
+        self.shuffle, self.sharded, preserve_eos = (
+            flag(name, value)
+            for name, value in (("shuffle", shuffle), ("sharded", sharded), ("preserve_eos", preserve_eos))
+        )
         self.seed = integer("seed", seed, at_least=0)
         self.vocab_size = None if vocab_size is None else integer("vocab_size", vocab_size, at_least=1)
         self.eos_id, self.pad_id = (check_token(n, x, self.vocab_size) for n, x in (("eos_id", eos_id), ("pad_id", pad_id)))
-        check_mode(mode, shuffle=self.shuffle, pad_id=self.pad_id, preserve_eos=bool(preserve_eos))
+        check_mode(mode, shuffle=self.shuffle, pad_id=self.pad_id, preserve_eos=preserve_eos)
         self.epochs = None if epochs is None else integer("epochs", epochs, at_least=1)
         self._explicit_ranks = any(x is not None for x in (dp_rank, dp_world_size, mesh))
         self.dp_rank, self.dp_world_size = coordinates(dp_rank, dp_world_size, mesh)  # the mesh itself cannot be pickled
@@ -129,7 +132,7 @@ class SLWDataset(IterableDataset[Batch]):
         self._check_source()
         flat = self._tokens_of_flat_rows()
         self._builder = BatchBuilder(labels, self.columns, self.extras, self.plan.grad_accum_steps, mode != "stream", flat)
-        self._cut_by(num_lanes, bool(preserve_eos))
+        self._cut_by(num_lanes, preserve_eos)
         self._at = self._begin = Position(0, None if self._stores else Snapshot())
         self._phase: int | None = None
         self._read_elsewhere = torch.zeros(1, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]  # set by workers, seen by the parent
@@ -257,7 +260,7 @@ class SLWDataset(IterableDataset[Batch]):
             preserve_eos,
             self.vocab_size,
         )
-        self._order = f"mode={self.mode!r}, preserve_eos={bool(preserve_eos)}, num_lanes={lanes or 1}"
+        self._order = f"mode={self.mode!r}, preserve_eos={preserve_eos}, num_lanes={lanes or 1}"
 
     def _check_documents(self, source: Stores) -> None:
         if source.columns["input_ids"].documents is None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from slw_data.schedules import integer
+from slw_data.arguments import flag, integer
 
 __all__ = ["set_batch_sequence_length"]
 
@@ -58,6 +58,7 @@ def set_batch_sequence_length(
     """
     rows, length = _shape(batch)
     keep = min(integer("curr_seq_len", curr_seq_len, at_least=1), length)
+    truncate, preserve_end_of_sequence = flag("truncate", truncate), flag("preserve_end_of_sequence", preserve_end_of_sequence)
     if preserve_end_of_sequence and not truncate:
         raise ValueError(
             "preserve_end_of_sequence=True needs truncate=True: a row that is cut into segments has no one end to keep"
@@ -96,6 +97,8 @@ def _ends(batch: Mapping[str, Any], rows: int, length: int) -> Any:
 
 def _resized(name: str, value: Any, shape: tuple[int, int], keep: int, segments: int, ends: Any) -> Any:
     rows, length = shape
+    if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+        raise ValueError(f"{name} must be dense to be cut, got a tensor of layout {value.layout}: call to_dense()")
     if isinstance(value, (torch.Tensor, np.ndarray)):
         if value.ndim >= 2 and value.shape[1] == length:
             if value.shape[0] != rows and (segments > 1 or ends is not None):

@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from slw_data.arguments import flag, integer
 from slw_data.batches import Batch, Chunk
 from slw_data.dataset import SLWDataset
 from slw_data.errors import StateError
-from slw_data.schedules import integer
 from slw_data.state import Position
 
 __all__ = ["SLWLoader"]
@@ -69,12 +69,12 @@ class SLWLoader:
         self.dataset = dataset
         self.num_workers = integer("num_workers", num_workers, at_least=0)
         self.prefetch = integer("prefetch", prefetch, at_least=0)
-        self.pin_memory, self.progress = bool(pin_memory), bool(progress)
+        self.pin_memory, self.progress = flag("pin_memory", pin_memory), flag("progress", progress)
         self._worker_options = {
-            "prefetch_factor": prefetch_factor,
-            "persistent_workers": persistent_workers,
-            "multiprocessing_context": multiprocessing_context,
-            "timeout": timeout,
+            "prefetch_factor": None if prefetch_factor is None else integer("prefetch_factor", prefetch_factor, at_least=1),
+            "persistent_workers": flag("persistent_workers", persistent_workers),
+            "multiprocessing_context": _checked_context(multiprocessing_context),
+            "timeout": _checked_timeout(timeout),
         }
         if self.num_workers:
             dataset.check_workers(self.num_workers)
@@ -189,6 +189,8 @@ class SLWLoader:
         ``expected_step`` (the trainer's own count) differs; ``strict=False`` only warns where the plan, the source or the
         order differ.
         """
+        if expected_step is not None:
+            expected_step = integer("expected_step", expected_step, at_least=0)
         at = self.dataset.parse(state_dict, strict=strict)
         step = at.number // self.dataset.plan.grad_accum_steps
         if expected_step is not None and step != expected_step:
@@ -384,6 +386,22 @@ class _Messages(IterableDataset[Chunk]):
         info = get_worker_info()
         assert info is not None
         return self.dataset.chunks(self.at, info.id, info.num_workers, self.dataset.message_size)
+
+
+def _checked_context(context: Any) -> Any:
+    """ValueError for what no process is started by."""
+    methods = multiprocessing.get_all_start_methods()
+    if context is None or isinstance(context, BaseContext) or (isinstance(context, str) and context in methods):
+        return context
+    named = ", ".join(map(repr, methods))
+    raise ValueError(f"multiprocessing_context must be {named}, a context or None, got {context!r:.200}")
+
+
+def _checked_timeout(timeout: Any) -> float:
+    """ValueError for anything but seconds."""
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout <= threading.TIMEOUT_MAX:
+        raise ValueError(f"timeout must be seconds, 0 (for ever) or more, got {timeout!r:.200}")
+    return timeout
 
 
 def _check_picklable(dataset: SLWDataset, context: str | BaseContext | None) -> None:

@@ -6,14 +6,14 @@ Read next: :mod:`slw_data.dataset`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from slw_data.schedules import integer
+from slw_data.arguments import integer
 
-__all__ = ["check_choice", "check_mode", "check_names", "check_token", "coordinates", "given"]
+__all__ = ["check_mode", "check_token", "coordinates", "given"]
 
 
 def check_mode(mode: str, *, shuffle: bool, pad_id: int | None, preserve_eos: bool) -> None:
@@ -28,23 +28,6 @@ def check_mode(mode: str, *, shuffle: bool, pad_id: int | None, preserve_eos: bo
         raise ValueError(f"preserve_eos is of mode 'truncate', where tokens are discarded; mode is {mode!r}")
 
 
-def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-def check_names(name: str, values: Any, allowed: Sequence[str] | None) -> tuple[str, ...]:
-    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"{name} must be a sequence of names such as ({values!r},), got {values!r}")
-    names = tuple(values)
-    for value in names:
-        if allowed is not None:
-            check_choice(name, value, allowed)
-        if names.count(value) > 1:
-            raise ValueError(f"{name} must differ from each other, {value!r} comes twice")
-    return names
-
-
 def check_token(name: str, value: Any, vocab_size: int | None) -> int | None:
     if value is None:
         return None
@@ -55,13 +38,13 @@ def check_token(name: str, value: Any, vocab_size: int | None) -> int | None:
 
 
 def given(arguments: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in arguments.items() if value is not None)
+    return ", ".join(f"{name}={value!r:.80}" for name, value in arguments.items() if value is not None)
 
 
 def coordinates(rank: int | None, world: int | None, mesh: Any = None) -> tuple[int, int]:
     """Data-parallel rank and world size: as given, of the device mesh, of the process group, or 0 of 1."""
     if mesh is not None:
-        if (rank, world) != (None, None):
+        if rank is not None or world is not None:
             beside = given({"dp_rank": rank, "dp_world_size": world})
             raise ValueError(f"mesh has its own dp_rank and dp_world_size: leave out {beside}, or the mesh")
         return _coordinates_in(mesh)

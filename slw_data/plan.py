@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slw_data.arguments import integer
 from slw_data.errors import ScheduleError
 from slw_data.plotting import draw_lengths
 from slw_data.report import html_table, text_table
-from slw_data.schedules import Changes, Schedule, Unit, integer
+from slw_data.schedules import Changes, Schedule, Unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,8 +24,9 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
+from slw_data.arguments import integer, items
 from slw_data.errors import ScheduleError
 
 __all__ = [
@@ -39,9 +40,11 @@ __all__ = [
     "Schedule",
     "SineSchedule",
     "StagedSchedule",
-    "integer",
+    "check_ladder",
 ]
 
+LONGEST = 1 << 62  # tokens in a row
+_MOST_LENGTHS = 1 << 20  # of a warmup: each is a stage of the plan
 Unit = Literal["steps", "tokens"]
 Changes = list[tuple[int, int]]
 
@@ -63,17 +66,13 @@ class Schedule(Protocol):
     def __call__(self, step: int, /) -> int: ...
 
 
-def integer(name: str, value: Any, *, at_least: int) -> int:
-    """``value`` as a Python int; ScheduleError naming ``name`` unless it is an integer (no bool) >= ``at_least``."""
-    try:
-        number = value.__index__()
-    except (AttributeError, TypeError):
-        number = None
-    if number is None or isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
-        raise ScheduleError(f"{name} must be an integer >= {at_least}, got {value!r} of type {type(value).__name__}")
-    if number < at_least:
-        raise ScheduleError(f"{name} must be an integer >= {at_least}, got {number}")
-    return int(number)
+def check_ladder(low: int, high: int, step: int, remedy: str) -> None:
+    """ScheduleError for more lengths than a plan can hold stages."""
+    if (high - low) // step > _MOST_LENGTHS:
+        raise ScheduleError(
+            f"a warmup has at most {_MOST_LENGTHS:,} lengths, and from {low} to {high} in steps of {step} are"
+            f" {(high - low) // step + 1:,}: {remedy}"
+        )
 
 
 class _Value:
@@ -130,8 +129,10 @@ class StagedSchedule(_Value):
     boundaries: Sequence[int]
 
     def __post_init__(self) -> None:
-        lengths = tuple(integer(f"lengths[{i}]", x, at_least=1) for i, x in enumerate(self.lengths))
-        boundaries = tuple(integer(f"boundaries[{i}]", x, at_least=1) for i, x in enumerate(self.boundaries))
+        lengths, boundaries = (
+            tuple(integer(f"{name}[{i}]", x, at_least=1) for i, x in enumerate(items(name, values, "a sequence of ints")))
+            for name, values in (("lengths", self.lengths), ("boundaries", self.boundaries))
+        )
         if len(boundaries) != len(lengths) - 1:
             raise ScheduleError(
                 f"{len(lengths)} lengths need {max(len(lengths) - 1, 0)} boundaries between them, got {len(boundaries)}"
@@ -184,6 +185,8 @@ class _Warmup(_Value):
                 below, above = length - length % step, length - length % step + step
                 nearest = f"{below} or {above}" if below else f"{above}"
                 raise ScheduleError(f"{name} must be a multiple of multiple_of={step}, got {length}: write {nearest}")
+        if high > LONGEST:
+            raise ScheduleError(f"max_length must be at most 2^62, got {high}: no row holds so many tokens")
         if low > high:
             raise ScheduleError(f"min_length must not exceed max_length, got {low} > {high}; to shrink: StagedSchedule")
         self._check_duration()
@@ -195,6 +198,8 @@ class _Warmup(_Value):
                 object.__setattr__(self, field.name, int(value))
             elif isinstance(value, float):
                 object.__setattr__(self, field.name, float(value))
+        if self.max_distinct is None and isinstance(self._ladder(), range):
+            check_ladder(low, high, step, "give max_distinct, or a larger multiple_of")
 
     def _check_duration(self) -> None:
         given = {n: getattr(self, n) for n in ("warmup_steps", "warmup_fraction", "warmup_tokens")}
@@ -223,11 +228,11 @@ class _Warmup(_Value):
             " total_tokens (or epochs of a store) where the plan is made, or write warmup_steps here"
         )
 
-    def _ladder(self) -> list[int]:
+    def _ladder(self) -> Sequence[int]:
         """Every length before ``max_length`` that the warmup may take, ascending from ``min_length``."""
-        return list(range(self.min_length, self.max_length, self.multiple_of))
+        return range(self.min_length, self.max_length, self.multiple_of)
 
-    def _rungs(self) -> list[int]:
+    def _rungs(self) -> Sequence[int]:
         """The ladder, thinned to ``max_distinct`` rungs with ``max_length``."""
         ladder = self._ladder()
         if self.max_distinct is None or len(ladder) < self.max_distinct:
@@ -367,7 +372,7 @@ class DoublingSchedule(LinearSchedule):
     [8, 8, 16, 16, 32, 32, 64]
     """
 
-    def _ladder(self) -> list[int]:
+    def _ladder(self) -> Sequence[int]:
         return [self.min_length << k for k in range(((self.max_length - 1) // self.min_length).bit_length())]
 
 

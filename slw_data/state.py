@@ -117,7 +117,7 @@ def parse_state(identity: Identity, state: Mapping[str, Any], *, strict: bool) -
                 f"{name} must be {expected[name]} at step {counts['step']} of this run, the saved state has {counts[name]}:"
                 " it is damaged, or of a run with other lengths before this step"
             )
-    if _checksum(state) != state["checksum"]:
+    if not _equal(state["checksum"], _checksum(state)):
         differing = [name for name in _COUNTS if counts[name] != expected[name]]
         wrong = "".join(f"; {name} is {counts[name]}, not {expected[name]}" for name in differing)
         raise StateError(f"the state is corrupt: its checksum must be {_checksum(state)}, and is {state['checksum']!r}{wrong}")
@@ -144,16 +144,21 @@ def _count(state: Mapping[str, Any], name: str) -> int:
     return value
 
 
+def _equal(saved: Any, current: Any) -> bool:
+    """Of plain values: an array compares, but says neither yes nor no."""
+    return type(saved) is type(current) and bool(saved == current)
+
+
 def _check_fingerprints(identity: Identity, state: Mapping[str, Any], strict: bool) -> None:
     current = identity.fingerprints()
-    differing = [name for name in (*_FINGERPRINTS, *_RANKS) if state[name] != current[name]]
+    differing = [name for name in (*_FINGERPRINTS, *_RANKS) if not _equal(state[name], current[name])]
     if not differing:
         return
     listed = "; ".join(f"{name}: saved {state[name]!r}, current {current[name]!r}" for name in differing)
     other_rank, hint = bool(set(differing) & set(_RANKS)), ""
     if other_rank:
         hint = " With sharded=True each rank loads its own state (in torch.distributed.checkpoint under a key of its own)."
-    if strict or other_rank:
+    if strict or other_rank or not all(isinstance(state[name], str) for name in differing):
         raise StateError(
             f"the state is of another run: {listed}.{hint} Build the dataset as it was when the state was saved; or, where"
             " this run has as many rows and tokens before that step, pass strict=False to go on at the same token of it"
@@ -192,7 +197,7 @@ def _number(plan: SequenceLengthPlan, counts: Mapping[str, int]) -> int:
 def _snapshot(identity: Identity, state: Mapping[str, Any]) -> Snapshot | None:
     text = state["stream"]
     if identity.num_tokens is not None:
-        if text != "":
+        if not _equal(text, ""):
             raise StateError(f"stream must be '' for a store, the saved state has {text!r:.80}")
         return None
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -34,6 +34,9 @@ def token_lr(plan: SequenceLengthPlan, fn: Callable[[int], float]) -> Callable[[
         fn: from tokens, an int, to the factor of the learning rate.
     """
 
+    _check_called("fn", fn)
+    _check_plan(plan)
+
     def factor(step: int) -> float:
         return fn(plan.tokens_before(step))
 
@@ -55,6 +58,8 @@ def warm_up(step_fn: Callable[[int, int], torch.Tensor], plan: SequenceLengthPla
     Raises:
         TypeError: for a result that is no scalar tensor with a gradient.
     """
+    _check_called("step_fn", step_fn)
+    _check_plan(plan)
     largest = plan.largest_batch()
     shapes = dict.fromkeys([largest, *((stage.rows, stage.length) for stage in plan.stages)])
     with _generators_kept():
@@ -71,6 +76,16 @@ def warm_up(step_fn: Callable[[int, int], torch.Tensor], plan: SequenceLengthPla
             finally:
                 for leaf, grad in zip(leaves, kept, strict=True):
                     leaf.grad = grad
+
+
+def _check_called(name: str, function: Any) -> None:
+    if not callable(function):
+        raise TypeError(f"{name} must be a function, got {type(function).__name__}")
+
+
+def _check_plan(plan: Any) -> None:
+    if not isinstance(plan, SequenceLengthPlan):
+        raise TypeError(f"plan must be a SequenceLengthPlan, such as dataset.plan, got {type(plan).__name__}")
 
 
 @contextmanager
@@ -113,7 +128,10 @@ class LossRatio:
 
         ValueError for a loss that is not positive: there is no ratio to it.
         """
-        loss = float(loss)
+        try:
+            loss = float(loss)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise TypeError(f"loss must be a number, such as loss.item(), got {loss!r:.200}") from None
         if loss <= 0:
             raise ValueError(f"a loss must be above 0 to be a ratio's denominator, got {loss}")
         ratio = 1.0 if self.best == math.inf and math.isfinite(loss) else loss / self.best if self.best < math.inf else loss
@@ -137,8 +155,11 @@ def adam_variance(optimizer: torch.optim.Optimizer) -> AdamVariance:
     so each of its ranks must call this.
 
     Raises:
+        TypeError: for what is no optimizer.
         ValueError: for an optimizer without such a state: it is no Adam, or has not made a step yet.
     """
+    if not isinstance(getattr(optimizer, "state", None), Mapping):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     states = [state["exp_avg_sq"].detach() for state in optimizer.state.values() if "exp_avg_sq" in state]
     if not states:
         raise ValueError(

@@ -132,7 +132,7 @@ OPTIONS = {
     "a negative eos": ({"append_eos": -1}, DataError, "append_eos .* not -1"),
     "text without a tokenizer": ({"text_column": "body"}, TypeError, r"text_column='body'.*tokenizer="),
     "no tokenizer": ({"tokenizer": 5}, TypeError, "a int is neither"),
-    "columns as a str": ({"columns": "input_ids"}, TypeError, "columns is a sequence of names"),
+    "columns as a str": ({"columns": "input_ids"}, TypeError, "columns must be a sequence of names"),
     "no columns": ({"columns": ()}, DataError, "at least one name"),
     "a column twice": ({"columns": ("a", "a")}, DataError, r"none twice, but is \('a', 'a'\)"),
 }

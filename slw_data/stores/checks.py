@@ -7,11 +7,11 @@ Read :mod:`slw_data.stores.opening` next, which calls these.
 
 import warnings
 from collections.abc import Mapping
-from operator import index
 from typing import Any
 
 import numpy as np
 
+from slw_data.arguments import as_integer
 from slw_data.errors import DataError
 from slw_data.stores.fingerprints import dtype_text
 from slw_data.stores.protocol import Offsets, Tokens, TokenStore
@@ -23,9 +23,9 @@ END_TOKENS = 65536
 
 def token_id(value: Any, what: str, smallest: int) -> int:
     """``value`` as an int; TypeError unless it is one (a bool is not), DataError below ``smallest``."""
-    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{what} must be an int, found {value!r}")
-    number = index(value)
+    number = as_integer(value)
+    if number is None:
+        raise TypeError(f"{what} must be an int, found {value!r:.200}")
     if number < smallest:
         raise DataError(f"{what} must be {smallest} or more, found {number}")
     return number

@@ -74,6 +74,8 @@ def open_tokens(
     """
     vocab_size = None if vocab_size is None else token_id(vocab_size, "vocab_size", 1)
     eos_id = None if eos_id is None else token_id(eos_id, "eos_id", 0)
+    if not isinstance(column, str):
+        raise TypeError(f"column must be the name of a column, got {column!r:.200}")
     wanted = None if dtype is None else _parse_dtype(dtype)
     parts = _find_parts(x, wanted)
     store = _join(parts) if parts else _open_object(x, column)
@@ -188,8 +190,8 @@ def _open_object(x: Any, column: str) -> TokenStore:
 def _parse_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     try:
         parsed = np.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"dtype {dtype!r} is unknown to NumPy, expected one such as 'uint16' or '>u2'") from None
+    except (TypeError, ValueError):
+        raise TypeError(f"dtype {dtype!r:.200} is unknown to NumPy, expected one such as 'uint16' or '>u2'") from None
     if parsed.kind not in "iub":
         raise TypeError(f"dtype {parsed} holds no token ids, expected an integer dtype such as 'uint16'")
     return parsed
@@ -197,4 +199,10 @@ def _parse_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
 
 def _absolute(path: "str | os.PathLike[str]") -> str:
     """An absolute path, because the working directory may change before a file is opened again."""
-    return os.path.abspath(os.fsdecode(path))
+    text = os.fsdecode(path)
+    try:
+        if b"\0" in os.fsencode(text):
+            raise ValueError
+    except ValueError:
+        raise DataError(f"{text!r:.200} is no path: a path holds no null and no lone surrogate") from None
+    return os.path.abspath(text)

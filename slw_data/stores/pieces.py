@@ -13,11 +13,11 @@ Read :mod:`slw_data.stores.files` next, for sources that are files.
 """
 
 from collections.abc import Callable, Iterator
-from operator import index
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from slw_data.arguments import as_integer
 from slw_data.errors import DataError
 from slw_data.stores.fingerprints import fingerprint, sample_documents
 from slw_data.stores.protocol import Offsets, Tokens
@@ -112,7 +112,10 @@ class PiecedStore:
         return self._documents
 
     def read(self, start: int, stop: int) -> Tokens:
-        start, stop = index(start), index(stop)
+        first, last = as_integer(start), as_integer(stop)
+        if first is None or last is None:
+            raise TypeError(f"tokens are read from one int to another, not from {start!r:.80} to {stop!r:.80}")
+        start, stop = first, last
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start} to {stop} of {self.name}, which has {len(self)} tokens")
         out: Tokens = np.empty(stop - start, self.dtype)

@@ -6,7 +6,7 @@ next item. Every reader sees the whole source: the torch worker is hidden from i
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,7 +54,10 @@ class IterableStream(ItemStream):
 
     def _start(self) -> Iterator[Any]:
         """An iterator over all items."""
-        return iter(self.source if hasattr(self.source, "__iter__") else self.source())
+        items = self.source if isinstance(self.source, Iterable) else self.source()
+        if not isinstance(items, Iterable):
+            raise TypeError(f"{self.name} must return an iterator over documents, it returned {items!r:.200}")
+        return iter(items)
 
     def _entries(self, epoch: int, position: Any) -> Iterator[Entry]:
         skip, expected = (0, 0) if position is None else (position["items"], position["digest"])

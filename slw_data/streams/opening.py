@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
+from slw_data.arguments import items
 from slw_data.errors import DataError, StateError
 from slw_data.streams.documents import TokenDocuments
 from slw_data.streams.huggingface import HuggingFaceStream
@@ -49,9 +50,11 @@ def open_stream(
     >>> [block.read("input_ids", 0, 3).tolist() for block in open_stream([[1, 2], [], [3]]).blocks(0)]
     [[1, 2, 3]]
     """
+    if not isinstance(column, str):
+        raise TypeError(f"column must be the name of a column, got {column!r:.200}")
     wanted = _column_names(column, columns)
     if isinstance(x, DocumentStream):
-        return _as_it_is(x, columns, (text_column, tokenizer, append_eos))
+        return _as_it_is(x, wanted if columns is not None else (), (text_column, tokenizer, append_eos))
     documents = _documents(column if column in wanted else wanted[0], wanted, text_column, tokenizer)
     _check_append_eos(append_eos, wanted)
     _refuse(x)
@@ -86,18 +89,19 @@ def _open_items(x: Any, documents: TokenDocuments, append_eos: int | None) -> Do
 
 
 def _column_names(column: str, columns: Sequence[str] | None) -> tuple[str, ...]:
-    wanted = (column,) if columns is None else columns
-    if isinstance(wanted, str) or not all(isinstance(name, str) for name in wanted):
-        raise TypeError(f"columns is a sequence of names, such as ('input_ids', 'loss_mask'), not {wanted!r}")
+    what = "a sequence of names, such as ('input_ids', 'loss_mask')"
+    wanted = tuple(items("columns", (column,) if columns is None else columns, what))
+    if not all(isinstance(name, str) for name in wanted):
+        raise TypeError(f"columns must be {what}, got {wanted!r:.200}")
     if not wanted or len(set(wanted)) != len(wanted):
-        raise DataError(f"columns holds at least one name and none twice, but is {tuple(wanted)}")
-    return tuple(wanted)
+        raise DataError(f"columns holds at least one name and none twice, but is {wanted}")
+    return wanted
 
 
-def _as_it_is(x: DocumentStream, columns: Sequence[str] | None, others: tuple[Any, ...]) -> DocumentStream:
+def _as_it_is(x: DocumentStream, columns: Sequence[str], others: tuple[Any, ...]) -> DocumentStream:
     if any(option is not None for option in others):
         raise TypeError(f"{x.name} is a stream already: give tokenizer, text_column and append_eos where it is opened")
-    for name in columns or ():
+    for name in columns:
         if name not in x.columns:
             raise KeyError(f"{x.name} has no column {name!r}; it has {sorted(x.columns)}")
     return x
@@ -108,6 +112,8 @@ def _documents(ids: str, wanted: tuple[str, ...], text_column: str | None, token
         if text_column is not None:
             raise TypeError(f"text_column={text_column!r} says that documents are text, which needs tokenizer=")
         return TokenDocuments(wanted, ids)
+    if isinstance(tokenizer, str):
+        raise TypeError(f"tokenizer must be an object, such as AutoTokenizer.from_pretrained({tokenizer[:80]!r}), got a str")
     if not callable(tokenizer) and not hasattr(tokenizer, "encode"):
         raise TypeError(f"a tokenizer is callable or has encode, but a {type(tokenizer).__name__} is neither")
     return TextDocuments(wanted, ids, tokenizer, "text" if text_column is None else text_column)

@@ -1,0 +1,77 @@
+"""Arguments: what callers give, looked at before anything is done with it.
+
+Any object may come: an array whose truth value is an error, a tensor without values, a class. So the type is asked for
+first, and what an object says of itself only then. Each function returns the plain Python value.
+
+Read next: :mod:`slw_data.schedules`, which are made of such values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from slw_data.errors import ScheduleError
+
+__all__ = ["as_integer", "choice", "flag", "integer", "items", "names"]
+
+
+def as_integer(value: Any) -> int | None:
+    """``value`` as a Python int if it is an integer, which a bool is not."""
+    if isinstance(value, (bool, np.bool_, type)) or "bool" in str(getattr(value, "dtype", "")):
+        return None
+    try:
+        number = value.__index__()
+    except Exception:  # what tensors raise depends on their device and layout
+        return None
+    return number if type(number) is int else None
+
+
+def integer(name: str, value: Any, *, at_least: int) -> int:
+    """``value`` as a Python int; ScheduleError naming ``name`` unless it is an integer >= ``at_least``."""
+    number = as_integer(value)
+    if number is None:
+        raise ScheduleError(f"{name} must be an integer >= {at_least}, got {value!r:.200} of type {type(value).__name__}")
+    if number < at_least:
+        raise ScheduleError(f"{name} must be an integer >= {at_least}, got {number}")
+    return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value`` as a bool; TypeError for anything but True and False, such as the text "False"."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r:.200} of type {type(value).__name__}")
+    return bool(value)
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """``value`` if it is one of ``allowed``, else ValueError listing them."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r:.200}")
+    return value
+
+
+def items(name: str, values: Any, what: str) -> list[Any]:
+    """The items of an iterable, which a text is not; TypeError saying ``what`` it must be."""
+    try:
+        if isinstance(values, Iterable) and not isinstance(values, (str, bytes)):
+            return list(values)
+    except TypeError:  # a tensor or array without dimensions
+        pass
+    raise TypeError(f"{name} must be {what}, got {values!r:.200}")
+
+
+def names(name: str, values: Any, allowed: Sequence[str] | None) -> tuple[str, ...]:
+    """``values`` as a tuple of different names, each one of ``allowed``."""
+    what = f"a sequence of names such as ({values!r:.200},)" if isinstance(values, str) else "a sequence of names"
+    found = tuple(items(name, values, what))
+    for value in found:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a sequence of names, got {values!r:.200}")
+        if allowed is not None:
+            choice(name, value, allowed)
+        if found.count(value) > 1:
+            raise ValueError(f"{name} must differ from each other, {value!r} comes twice")
+    return found
