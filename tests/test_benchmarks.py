@@ -1,11 +1,25 @@
 """The benchmarks run, in a small form, and print their tables. What they measure is nothing that a test may assert."""
 
+import importlib
+import json
 import os
 import re
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
+import pytest
+import torch
+
+from benchmarks import growth, measure
+from benchmarks.corpus import write_corpus
+from benchmarks.peers import LIMIT, PEERS, READY, Peer
+
+suite = importlib.import_module("benchmarks.__main__")
+
+HERE = {"limit", "ours", "ready", "nanogpt", "group_texts", "group_texts_streaming"}  # what needs nothing else
+NAMES = [name for name, peer in PEERS.items() if peer.module in HERE]
 ROOT = Path(__file__).parent.parent
 
 
@@ -33,3 +47,81 @@ def test_startup_prints_what_it_took():
     text = output("benchmarks.startup", "--imports", "1")
     assert re.search(r"import slw_data after import torch \| +[\d.]+ ms", text) and "10^12 tokens" in text
     assert re.search(r"step 1,000,000, and its batch \| +[\d.]+ ms", text)
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("counted"), 40_000, counted=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_peer_delivers_the_shape_that_is_asked_for_and_resumes_with_the_batch_that_comes_next(name, counted):
+    peer = PEERS[name]
+    peer.imported.prepare(counted, 16)
+    batches = list(islice(peer.batches(counted, 4, 16), 31))
+    assert all(batch.shape == (4, 16) and batch.dtype == torch.int64 for batch in batches)
+    if peer.delivers and peer.resumes:
+        assert len(torch.cat(batches).unique()) == 31 * 4 * 16
+        getattr(peer.imported, "snapshot", lambda *_: None)(counted, 4, 16, 30)
+        assert torch.equal(next(peer.batches(counted, 4, 16, step=30)), batches[30])
+
+
+def test_what_is_never_delivered_is_counted(counted):
+    lost = {name: measure.never_delivered(PEERS[name], counted, 16, 64) for name in NAMES if PEERS[name].delivers}
+    assert 0.3 < lost.pop("nanoGPT, get_batch") < 0.45
+    assert len(lost) == len(NAMES) - 2 and all(0 <= share < 0.001 for share in lost.values())
+
+    class FirstHalf:
+        imported = PEERS[LIMIT].imported
+
+        def batches(self, corpus, rows, length):
+            return (batch[:, : length // 2].repeat(1, 2) for batch in PEERS[LIMIT].batches(corpus, rows, length))
+
+    assert measure.never_delivered(FirstHalf(), counted, 16, 64) == 0.5
+
+
+def test_the_suite_prints_a_row_for_every_peer_the_missing_and_the_failing_too(monkeypatch, capsys):
+    chosen = {name: PEERS[name] for name in (LIMIT, "slw_data, in order", READY)}
+    chosen |= {"absent": Peer("litdata", "no-such-distribution"), "broken": Peer("no_such_module")}
+
+    def run(task, **arguments):
+        try:
+            return json.loads(json.dumps(measure.TASKS[task](**arguments)))
+        except ImportError as error:
+            return {"failed": str(error)}
+
+    monkeypatch.setattr(suite, "run", run)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for module in (suite, measure):
+        monkeypatch.setattr(module, "PEERS", chosen)
+    small = "--rounds 1 --seconds 0.003 --rows 2 --lengths 8,64 --tokens 50000 --counted 20000 --resume 5 --steps 1 --no-growth"
+    suite.main(small.split())
+    text = capsys.readouterr().out
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert [len(lines) for lines in tables] == [2 + 5, 2 + 4, 2 + 2]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for lines in tables for line in lines[2:]]
+    assert [row[0] for row in rows[:5]] == list(chosen) and "broken: failed: No module named" in text
+    assert rows[3][1] == rows[7][1] == "not installed" and rows[4][1] == rows[8][1] == "failed"
+    assert all(len(rows[i]) == 11 and "-" not in rows[i][1:3] + rows[i][5:] for i in (0, 1))
+    assert all(re.search(r"\d", cell) for i in (5, 6, 9, 10) for cell in rows[i][1:])
+
+
+def test_a_task_that_fails_or_hangs_in_its_process_says_why():
+    job = {"peer": "nobody", "folder": "", "rows": 1, "lengths": [8], "seconds": 1, "resume": 1, "steps": 1}
+    assert suite.run("measure", **job) == {"failed": "KeyError: 'nobody'"}
+    assert suite.run("prepare", timeout=0.01) == {"failed": "more than 0 s"}
+
+
+def test_growth_prints_four_tables_and_where_they_are_not_flat(capsys):
+    growth.report(seconds=0.002, rounds=1, batches=4, most=2)
+    text = capsys.readouterr().out
+    assert [line.split("|")[1].strip() for line in text.splitlines() if "in order, us" in line] == [
+        "tokens in the store",
+        "step",
+        "files of 2^20 tokens",
+        "lanes",
+    ]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 4 * 4 and len(re.findall(r"^in order: .*; shuffled: ", text, re.MULTILINE)) == 4
+    assert growth.verdict(["1", "2"], [1.0, 1.2]) == "flat, within 20%"
+    assert growth.verdict(["1", "2", "3"], [1.0, 2.0, 1.1]) == "not flat, 2.0 times at 2"

@@ -1,0 +1,121 @@
+"""Whether the cost of a batch grows with the store, the run, the files and the lanes: ``python -m benchmarks.growth``.
+
+Microseconds per batch of one shape, and how many times the first line of the table. A short range of batches is made again
+and again, so that its pages are in memory, and what is timed is finding and making batches, not the disk: the files are
+sparse, and larger than any memory. Without a thread that reads ahead, so that no second core is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import per_item, table
+from slw_data import ConstantSchedule, SLWDataset, SLWLoader, open_tokens
+
+ROWS, LENGTH = 16, 256
+FLAT = 1.25  # times the cheapest line: what is within the noise
+
+
+def sparse(path: Path, tokens: int) -> Path:
+    """A file of so many tokens, all 0, that takes no room."""
+    with open(path, "wb") as file:
+        file.truncate(2 * tokens)
+    return path
+
+
+Case = Callable[[bool], SLWLoader]  # shuffled or not -> a loader at the step to begin at
+
+
+def made(source: Any, shuffle: bool, *, step: int = 0, num_lanes: int | None = None) -> SLWLoader:
+    store = open_tokens(source, dtype="uint16")
+    shape = {"batch_size": ROWS, "total_steps": 2 * 10**8}
+    dataset = SLWDataset(store, ConstantSchedule(LENGTH), **shape, labels="none", shuffle=shuffle, num_lanes=num_lanes)
+    loader = SLWLoader(dataset, prefetch=0)
+    loader.seek(step)
+    return loader
+
+
+def again_and_again(loader: SLWLoader, batches: int) -> Iterator[Any]:
+    """So many batches from where the loader stands, which are read once before, and then the same ones, without an end."""
+    step = loader.step
+    deque(islice(loader, batches), maxlen=0)
+    while True:
+        loader.seek(step)
+        yield from islice(loader, batches)
+
+
+def cases(folder: Path, most: int | None) -> dict[str, dict[str, Case]]:
+    """For each of the four ways to grow, a case for each line of its table, of which there are at most so many."""
+
+    def sizes(*powers: int, base: int = 10) -> list[int]:
+        return [base**power for power in powers[:most]]
+
+    store = sparse(folder / "store.bin", 10**8)
+    stores = {n: sparse(folder / f"store{n}.bin", n) for n in sizes(6, 8, 10, 12)}
+    parts = [sparse(folder / f"part{i}.bin", 1 << 20) for i in range(max(sizes(0, 1, 2, 3, 4)))]
+    return {
+        "tokens in the store": {f"{n:,}": partial(made, path) for n, path in stores.items()},
+        "step": {f"{n:,}": partial(made, store, step=n) for n in sizes(3, 4, 5, 6, 7, 8)},
+        "files of 2^20 tokens": {f"{n:,}": partial(made, parts[:n]) for n in sizes(0, 1, 2, 3, 4)},
+        "lanes": {f"{n:,}": partial(made, store, num_lanes=n) for n in sizes(0, 2, 4, 6, 8, 10, 12, base=2)},
+    }
+
+
+def opened(case: Case, shuffle: bool) -> float:
+    """Seconds to the first batch."""
+    start = time.perf_counter()
+    next(iter(case(shuffle)))
+    return time.perf_counter() - start
+
+
+def grown(lines: Mapping[str, Case], seconds: float, rounds: int, batches: int) -> tuple[list[list[str]], str]:
+    """The table of one way to grow, and in words where it is not flat."""
+    took: dict[bool, list[float]] = {}
+    for shuffle in (False, True):
+        contenders = {name: again_and_again(case(shuffle), batches) for name, case in lines.items()}
+        measured = per_item({name: partial(iter, it) for name, it in contenders.items()}, seconds=seconds, rounds=rounds)
+        took[shuffle] = [min(times) * 1e6 for times in measured.values()]  # what other programs disturbed least
+    first = [min(opened(case, True) for _ in range(3)) * 1e3 for case in lines.values()]
+    rows = [
+        [name, *(f"{took[way][i]:.2f} ({took[way][i] / took[way][0]:.2f})" for way in took), f"{first[i]:.1f}"]
+        for i, name in enumerate(lines)
+    ]
+    return rows, "; ".join(f"{way}: {verdict(list(lines), took[way == 'shuffled'])}" for way in ("in order", "shuffled"))
+
+
+def verdict(names: list[str], costs: list[float]) -> str:
+    """In words: flat, or at which lines it costs more."""
+    dear = [f"{cost / min(costs):.1f} times at {name}" for name, cost in zip(names, costs, strict=True)]
+    dear = [text for text, cost in zip(dear, costs, strict=True) if cost > FLAT * min(costs)]
+    return "not flat, " + ", ".join(dear) if dear else f"flat, within {max(costs) / min(costs) - 1:.0%}"
+
+
+def report(seconds: float, rounds: int, batches: int, most: int | None) -> None:
+    """Print the four tables."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, lines in cases(Path(folder), most).items():
+            rows, words = grown(lines, seconds, rounds, batches)
+            print(f"\n{table([name, 'in order, us', 'shuffled, us', 'first batch, ms'], rows)}\n\n{words}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=0.03, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=15, help="of which the fastest counts")
+    parser.add_argument("--batches", type=int, default=512, help="in the range that is made again and again")
+    parser.add_argument("--lines", type=int, help="of each table, for a quick look")
+    options = parser.parse_args()
+    print(f"Growth: one batch of {ROWS} x {LENGTH} of slw_data, in brackets times the first line")
+    report(options.seconds, options.rounds, options.batches, options.lines)
+
+
+if __name__ == "__main__":
+    main()
