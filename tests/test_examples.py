@@ -1,11 +1,14 @@
-"""The examples run, smaller where they can be, and end well: each compares its continued run with one that was not stopped."""
+"""The examples run, smaller where they can be, and end well: each compares its continued run with one that was not stopped,
+or says on its own what must be in its figures."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -16,8 +19,55 @@ SMALL = {
     "huggingface_trainer": ["--steps", "12", "--max-tokens", "300000"],
     "accelerate_loop": ["--steps", "12", "--max-tokens", "300000"],
     "lightning_fit": [],
+    "train_gpt": ["--quick", "--tokens", "6000", "--max-tokens", "600000", "--processes", "1"],
+    "tune_warmup": ["--steps", "10", "--longest", "100", "--max-tokens", "300000"],
+    "stability": ["--quick", "--steps", "6", "--max-tokens", "300000"],
 }
-NEEDS = {"huggingface_trainer": "transformers", "accelerate_loop": "accelerate", "lightning_fit": "lightning"}
+NEEDS = {
+    "huggingface_trainer": "transformers",
+    "accelerate_loop": "accelerate",
+    "lightning_fit": "lightning",
+    "train_gpt": "matplotlib",
+    "tune_warmup": "tqdm",
+    "stability": "matplotlib",
+}
+
+
+def every_way_trained_on_as_many_tokens(folder):
+    """Of train_gpt: but for less than a step of two rows, and only the tokens that ``truncate`` cuts were read in vain."""
+    runs = json.loads((folder / "figures.json").read_text())["runs"]
+    ends = {run["job"]["arm"]: run["curve"][-1] for run in runs}
+    assert all(6000 - 2 * 512 < trained <= 6000 for _, trained, _, _ in ends.values())
+    wasteful = [arm for arm, (read, trained, _, _) in ends.items() if read > trained]
+    return len(ends) == 5 and wasteful == ["truncate"] and (folder / "losses.png").stat().st_size > 10_000
+
+
+def the_schedule_found_is_the_longest_that_was_probed_and_calm(folder):
+    """Of tune_warmup: no perplexity is above 1.3 times one before it."""
+    tuning = json.loads((folder / "tuning.json").read_text())
+    calm = []
+    for probe in tuning["probes"]:
+        seen = np.exp(probe["losses"])
+        if not any(seen[later] > 1.3 * seen[i] for i in range(len(seen)) for later in range(i, len(seen))):
+            calm.append(probe["schedule"])
+    return tuning["schedule"] == max(calm, key=lambda schedule: schedule["warmup_steps"])
+
+
+def each_rate_was_tried_both_ways_and_judged_by_its_figures(folder):
+    """Of stability: of the largest loss ratio, and of the last loss beside that of the baseline at the lowest rate."""
+    runs = json.loads((folder / "stability.json").read_text())["runs"]
+    [lowest] = [run for run in runs if (run["arm"], run["rate"]) == ("full length", 0.004)]
+    for run in runs:
+        assert run["survives"] == (run["loss_ratio"] <= 1.2 and run["held_out_loss"] <= 1.05 * lowest["held_out_loss"])
+    tried = {(run["arm"], run["rate"]) for run in runs}
+    return len(tried) == len(runs) == 6 and (folder / "stability.png").stat().st_size > 10_000
+
+
+ENDS_WELL = {
+    "train_gpt": every_way_trained_on_as_many_tokens,
+    "tune_warmup": the_schedule_found_is_the_longest_that_was_probed_and_calm,
+    "stability": each_rate_was_tried_both_ways_and_judged_by_its_figures,
+}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -29,9 +79,12 @@ def test_an_example_runs(name, tmp_path):
     command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--out", str(tmp_path / "out"), *SMALL[name]]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "yes" in done.stdout.splitlines()[-1] or "equal" in done.stdout, done.stdout
+    if name in ENDS_WELL:
+        assert ENDS_WELL[name](tmp_path / "out"), done.stdout
+    else:
+        assert "yes" in done.stdout.splitlines()[-1] or "equal" in done.stdout, done.stdout
 
 
 def test_every_example_is_run():
-    examples = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"corpus"}
+    examples = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"corpus", "gpt"}
     assert examples == set(SMALL)

@@ -1,0 +1,158 @@
+"""Runs over tokens that say their own place: token ``p`` of the source is the number ``p``.
+
+So a batch is judged by itself alone. What a run must deliver is said by the naive lists of ``tests/oracle.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slw_data import SLWDataset, SLWLoader, StagedSchedule, load_state, open_tokens, save_state
+from slw_data.batches import IGNORE
+from slw_data.lanes import permute
+from tests.faults.ledger import Ledger
+from tests.oracle import naive_batches, naive_dealing, naive_lane_positions, naive_plan
+
+KINDS = ("file", "shuffled", "documents", "lanes")
+LENGTHS = (4, 8, 3, 6)  # of the four quarters of a run: they grow and shrink
+NUM_LANES = 3  # of the kind "lanes"
+
+
+class Documents:
+    """Documents of 1 to 24 tokens, which count up over all of them to ``size``."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        start = 0
+        for number in itertools.count():
+            stop = min(start + 1 + number * 7 % 24, self.size)
+            yield np.arange(start, stop)
+            if stop == self.size:
+                return
+            start = stop
+
+
+@dataclass(frozen=True)
+class Run:
+    """``rows`` are those of a step, over all ranks and its ``accum`` micro-batches. A run reads less than one epoch."""
+
+    kind: str
+    steps: int = 120
+    rows: int = 8
+    accum: int = 2
+    seed: int = 0
+
+    @functools.cached_property
+    def schedule(self) -> StagedSchedule:
+        quarter = max(1, self.steps // 4)
+        return StagedSchedule(LENGTHS, [quarter, 2 * quarter, 3 * quarter])
+
+    @property
+    def batches(self) -> int:
+        return self.steps * self.accum
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Tokens of the source: some more than the run takes."""
+        taken = sum(self.schedule(step) * self.rows for step in range(self.steps))
+        return taken + taken // 8 + 400 * self.rows
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"shuffled": {"shuffle": True, "seed": self.seed}, "lanes": {"num_lanes": NUM_LANES}}.get(self.kind, {})
+
+    def source(self, folder: Path) -> Any:
+        if self.kind in ("documents", "lanes"):
+            return Documents(self.size)
+        path = folder / f"{self.size}.bin"
+        if not path.exists():
+            np.arange(self.size, dtype=np.uint32).tofile(path)
+        return open_tokens(path, dtype="uint32")
+
+    def dataset(self, folder: Path, rank: int = 0, world: int = 1, **options: Any) -> SLWDataset:
+        rows, rest = divmod(self.rows, self.accum * world)
+        assert rest == 0, f"{self.rows} rows cannot be dealt to {world} ranks"
+        return SLWDataset(
+            self.source(folder), self.schedule, batch_size=rows, grad_accum_steps=self.accum, total_steps=self.steps,
+            labels="shifted", dp_rank=rank, dp_world_size=world, **{**self.options, **options},
+        )  # fmt: skip
+
+    def loader(self, folder: Path, rank: int = 0, world: int = 1, **options: Any) -> SLWLoader:
+        return SLWLoader(self.dataset(folder, rank, world), **options)
+
+    def expected(self, number: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """ids and labels of the ``number``-th micro-batch of a rank."""
+        rows = np.array_split(_expected(self)[number], world)[rank]
+        return rows[:, :-1], rows[:, 1:]
+
+
+@functools.lru_cache(8)
+def _expected(run: Run) -> list[np.ndarray]:
+    """The micro-batches of all ranks, with the token that follows each row (IGNORE: none)."""
+    shape = {"grad_accum_steps": run.accum, "world_size": 1}
+    plan = naive_plan(run.schedule, total_steps=run.steps, batch_size=run.rows // run.accum, **shape)
+    if run.kind in ("documents", "lanes"):
+        documents = (document.tolist() for document in Documents(run.size))
+        found, _ = naive_dealing(documents, plan, num_lanes=NUM_LANES if run.kind == "lanes" else 1, **shape)
+    elif run.kind == "file":
+        found = naive_batches([range(run.size)], plan, look=1, **shape)
+    else:
+        each = max(8, run.size // run.rows // (256 * max(LENGTHS)))  # blocks of a lane
+        order = permute(np.arange(each * run.rows), each * run.rows, (run.seed, 0)).tolist()
+        found = naive_batches(naive_lane_positions(run.size, run.rows, each, [order]), plan, look=1, **shape)
+    assert len(found) == run.steps
+    rows = [micro[0] for step in found for micro in step]
+    return [np.array([[IGNORE if p is None else p for p in row] for row in batch], np.int64) for batch in rows]
+
+
+class Trainer:
+    """Trains for as long as it lives: loads the last checkpoint, writes each batch down, and saves now and then.
+
+    ``number`` is its own count of micro-batches, saved beside the loader's state in one file, so it is not the loader's
+    word that says which batch a batch is.
+    """
+
+    def __init__(self, run: Run, folder: Path, rank: int = 0, world: int = 1, **options: Any) -> None:
+        self.folder, self.rank, self.number = folder, rank, 0
+        self.loader = run.loader(folder.parent, rank, world, **options)
+        if self.path.exists():
+            load_state(self.path, self)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "state.json"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"number": self.number, "data": self.loader.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loader.load_state_dict(state["data"])
+        self.number = state["number"]
+
+    def steps(self) -> Iterator[int]:
+        """After each batch that is delivered and written down, its number."""
+        with Ledger(self.folder, self.rank) as ledger:
+            for batch in self.loader:
+                self.delivered()
+                ledger.write(self.number, batch["input_ids"].numpy(), batch["labels"].numpy())
+                self.number += 1
+                yield self.number
+
+    def delivered(self) -> None:
+        """A place to be killed at: a batch is delivered, and nobody has seen it."""
+
+    def train(self, every: int = 3) -> None:
+        for number in self.steps():
+            if number % every == 0:
+                save_state(self.path, self)
+        save_state(self.path, self)
+        (self.folder / f"finished {self.rank}").touch()
