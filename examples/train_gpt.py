@@ -59,15 +59,16 @@ class Size:
     width: int
     heads: int
     length: int  # of the longest rows, and of those that are evaluated on
-    tokens: int  # of a final run; one of the sweep has a third of them
+    tokens: int  # of a final run
+    fewer: int  # times as few are those of a run of the sweep
     rows: tuple[int, ...]
     rates: tuple[float, ...]
     evaluations: int  # of a final run, at equal distances in tokens
     held_out_rows: int
 
 
-FULL = Size(3, 96, 3, 1024, 600_000, rows=(1, 2, 4), rates=(2e-3, 4e-3), evaluations=24, held_out_rows=48)
-QUICK = Size(2, 64, 2, 512, 300_000, rows=(1, 2), rates=(2e-3, 4e-3), evaluations=16, held_out_rows=24)
+FULL = Size(3, 96, 3, 1024, 600_000, 1, rows=(1, 2, 4), rates=(2e-3, 4e-3), evaluations=24, held_out_rows=48)
+QUICK = Size(2, 64, 2, 512, 300_000, 3, rows=(1, 2), rates=(2e-3, 4e-3), evaluations=16, held_out_rows=24)
 
 
 @dataclass(frozen=True)
@@ -213,9 +214,9 @@ def workers(processes: int) -> Any:
 
 
 def sweep(size: Size, seed: int) -> list[Job]:
-    """Each arm with all rows and learning rates, in short runs."""
+    """Each arm with all rows and learning rates. In short runs the best for a long one may be missed."""
     shapes = product(ARMS, size.rows, size.rates)
-    return [Job(*shape, seed, tokens=size.tokens // 3, evaluations=1) for shape in shapes]
+    return [Job(*shape, seed, tokens=size.tokens // size.fewer, evaluations=1) for shape in shapes]
 
 
 def finals(size: Size, tried: list[Run], seeds: int) -> list[Job]:
@@ -232,7 +233,7 @@ Table = dict[str, dict[str, list["float | None"]]]
 
 def print_sweep(size: Size, tried: list[Run]) -> None:
     shapes = list(product(size.rows, size.rates))
-    print(f"\nheld-out loss after {size.tokens // 3:,} tokens, by rows x learning rate (* the best)\n")
+    print(f"\nheld-out loss after {size.tokens // size.fewer:,} tokens, by rows x learning rate (* the best)\n")
     print(" " * 18 + "".join(f"{f'{rows} x {rate:g}':>10} " for rows, rate in shapes))
     for arm in ARMS:
         losses = [run.curve[-1].loss for run in tried if run.job.arm == arm]
@@ -313,7 +314,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("train_gpt_out"), help="for what is written (default: train_gpt_out)")
     parser.add_argument("--seeds", type=int, default=1, help="repeat the final runs with so many seeds (default: 1)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time (default: one for each core)")
-    parser.add_argument("--tokens", type=int, help="that a final run trains on; one of the sweep has a third of them")
+    parser.add_argument("--tokens", type=int, help="that a final run trains on (default: 600,000; with --quick 300,000)")
     parser.add_argument("--max-tokens", type=int, help="a smaller corpus (default: the whole standard library)")
     options = parser.parse_args()
     size = QUICK if options.quick else FULL

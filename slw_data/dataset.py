@@ -12,6 +12,7 @@ Read next: :mod:`slw_data.loader`, which most people use instead of a ``DataLoad
 
 from __future__ import annotations
 
+import mmap
 import warnings
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,7 +136,8 @@ class SLWDataset(IterableDataset[Batch]):
         self._cut_by(num_lanes, preserve_eos)
         self._at = self._begin = Position(0, None if self._stores else Snapshot())
         self._phase: int | None = None
-        self._read_elsewhere = torch.zeros(1, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]  # set by workers, seen by the parent
+        # Set by workers, seen by the parent. Memory without a file: one would be left in /dev/shm by a process that is killed.
+        self._read_elsewhere = torch.frombuffer(mmap.mmap(-1, 1), dtype=torch.uint8)
 
     # -- construction -------------------------------------------------------------------------------------------------
 

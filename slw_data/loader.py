@@ -14,11 +14,14 @@ any other iterable through untouched. This is the last module on a batch's path.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import queue
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -362,7 +365,10 @@ class _Workers(_Direct):
         super().__init__(_consecutive(self._messages, at.number), dataset.build)
 
     def close(self) -> None:
-        # Dropping the iterator ends its workers, unless a traceback still holds it.
+        # Dropping the iterator ends its workers, unless a traceback still holds it. One that is stopped would never end.
+        for worker in getattr(self._messages, "_workers", ()):
+            if worker.is_alive():
+                os.kill(worker.pid, signal.SIGCONT)
         getattr(self._messages, "_shutdown_workers", bool)()
         super().close()
 
@@ -385,7 +391,16 @@ class _Messages(IterableDataset[Chunk]):
     def __iter__(self) -> Iterator[Chunk]:
         info = get_worker_info()
         assert info is not None
+        threading.Thread(target=_end_with_parent, daemon=True, name="slw_data").start()
         return self.dataset.chunks(self.at, info.id, info.num_workers, self.dataset.message_size)
+
+
+def _end_with_parent() -> None:
+    """In a worker. torch's own watch asks who its parent is when it begins, so it never misses one that was killed before."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _checked_context(context: Any) -> Any:
