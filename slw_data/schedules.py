@@ -43,7 +43,7 @@ __all__ = [
     "check_ladder",
 ]
 
-LONGEST = 1 << 62  # tokens in a row
+LONGEST = 1 << 62  # tokens in a row, and in a run
 _MOST_LENGTHS = 1 << 20  # of a warmup: each is a stage of the plan
 Unit = Literal["steps", "tokens"]
 Changes = list[tuple[int, int]]
@@ -198,8 +198,8 @@ class _Warmup(_Value):
                 object.__setattr__(self, field.name, int(value))
             elif isinstance(value, float):
                 object.__setattr__(self, field.name, float(value))
-        if self.max_distinct is None and isinstance(self._ladder(), range):
-            check_ladder(low, high, step, "give max_distinct, or a larger multiple_of")
+        if (self.max_distinct or LONGEST) > _MOST_LENGTHS and isinstance(self._ladder(), range):
+            check_ladder(low, high, step, "give a max_distinct below that, or a larger multiple_of")
 
     def _check_duration(self) -> None:
         given = {n: getattr(self, n) for n in ("warmup_steps", "warmup_fraction", "warmup_tokens")}
@@ -209,7 +209,8 @@ class _Warmup(_Value):
             raise ScheduleError(f"give exactly one of warmup_steps, warmup_fraction and warmup_tokens, got {got}")
         [(name, value)] = given.items()
         if name != "warmup_fraction":
-            integer(name, value, at_least=0)
+            if integer(name, value, at_least=0) > LONGEST:
+                raise ScheduleError(f"{name} must be at most 2^62, got {value}: no run is longer")
         elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise ScheduleError(f"warmup_fraction must be a number in [0, 1], got {value!r}")
 
@@ -313,7 +314,7 @@ class RootSchedule(_Warmup):
         super().__post_init__()
 
     def _first(self, length: int, duration: int) -> int:
-        if not isinstance(self.degree, int):
+        if not isinstance(self.degree, int) or self.degree > 64:  # a larger power has too many digits
             return super()._first(length, duration)
         climbed, span = length - self.min_length, self.max_length - self.min_length
         first: int = -(-(climbed**self.degree) * duration // span**self.degree)
@@ -403,6 +404,11 @@ class CyclicSchedule(_Value):
     def changes(self, total_steps: int | None = None, total_tokens: int | None = None) -> tuple[Unit, Changes]:
         unit, duration = self.schedule._duration(total_steps, total_tokens)
         *climb, (_, top) = self.schedule._climb(duration)
+        if self.num_cycles * len(climb) > _MOST_LENGTHS:
+            raise ScheduleError(
+                f"a plan has at most {_MOST_LENGTHS:,} stages, num_cycles={self.num_cycles} of {len(climb)} each are more:"
+                " give fewer, or max_distinct"
+            )
         cycles = [(cycle * duration + start, length) for cycle in range(self.num_cycles) for start, length in climb]
         return unit, [*cycles, (self.num_cycles * duration if climb else 0, top)]
 

@@ -274,7 +274,7 @@ BAD_PLANS = {
     "constant without": ([*SHAPE, *words("--schedule constant")], ["--schedule constant needs --length"]),
     "staged without": ([*SHAPE, *words("--schedule staged")], ["--schedule staged needs --lengths"]),
     "boundaries": ([*SHAPE, *words("--schedule staged --lengths 8 16 --boundaries 3 4")], ["2 lengths", "got 2"]),
-    "beyond memory": ([*SMALL, "--max-length", str(10**17)], ["out of memory", "too large"]),
+    "too many lengths": ([*SMALL, "--max-length", str(10**17)], ["1,048,576 lengths", "max_distinct"]),
     "budget": (words("--warmup-steps 5 --tokens-per-batch 1000"), ["tokens_per_batch=1000", "1024"]),
     "multiple": ([*SHAPE, *words("--warmup-steps 5 --min-length 9")], ["min_length", "multiple_of=8", "9", "8 or 16"]),
     "both ends": ([*SMALL, *words("--total-tokens 64")], ["total_steps or total_tokens", "10 and 64"]),
@@ -673,6 +673,8 @@ def test_bad_arguments_of_inspect_are_refused_in_one_line(capsys, tmp_path):
     refused(capsys, *raw, *shape, facts=["--schedule", "--step"])
     refused(capsys, *raw, "--step", 250, *shape, facts=["--step", "250"])
     refused(capsys, *raw, "--step", -1, *shape, facts=["step", "-1"])
+    vast = words(f"--schedule constant --length {2**22} --batch-size {2**22} --total-steps 1")
+    refused(capsys, *raw, "--step", 0, *vast, facts=["out of memory", "too large"])
     refused(capsys, *raw, "--step", 1, *shape, "--seed", -1, facts=["seed", "-1"])
     refused(capsys, *raw, "--step", 1, *shape, "--dp-rank", 3, facts=["3"])
     refused(capsys, *raw, "--step", 1, "--mode", "pack", *shape, facts=["mode", "'pack'", "'segment'"])

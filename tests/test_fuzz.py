@@ -136,6 +136,7 @@ def test_a_schedule_is_made_and_asked(name, data):
     left_out = {key for key in further if given_arguments[key] is None}
     with watched():
         schedule = make(**{key: value for key, value in given_arguments.items() if key not in left_out})
+        assert SequenceLengthPlan(schedule, batch_size=1, total_steps=100).length(50) >= 1
         length = schedule(data.draw(hostile, label="step"))
         assert type(length) is int and length >= 1
 
