@@ -182,7 +182,7 @@ def red(tests: list[str], folder: Path) -> str | None:
         return "killed (it hangs)"
     if process.returncode == 0:
         return None
-    if re.search(r"^FAILED ", output, re.MULTILINE):  # pytest-xdist stops with 2, pytest alone with 1
+    if re.search(r"^(FAILED |ERROR \S+::)", output, re.MULTILINE):  # pytest-xdist stops with 2, pytest alone with 1
         return "killed"
     return f"BROKEN: pytest ended with {process.returncode}, and no test failed\n{output[-2000:]}"
 
