@@ -309,8 +309,8 @@ class RootSchedule(_Warmup):
     degree: float = 2
 
     def __post_init__(self) -> None:
-        if isinstance(self.degree, bool) or not isinstance(self.degree, (int, float)) or not 0 < self.degree < math.inf:
-            raise ScheduleError(f"degree must be a positive number, got {self.degree!r}")
+        if isinstance(self.degree, bool) or not isinstance(self.degree, (int, float)) or not 0 < self.degree < LONGEST:
+            raise ScheduleError(f"degree must be a positive number below 2^62, got {self.degree!r:.200}")
         super().__post_init__()
 
     def _first(self, length: int, duration: int) -> int:
