@@ -8,6 +8,7 @@
     dealing     which document goes where in a stream; documents  cuts batches from it
     batches     tensors, labels, extras
     dataset     all of it together
+    workers     chunks from other processes
     loader      iterates it, and knows which batch was delivered last
     checkpoint  keeps its state in a file;   agreement   compares it over ranks
 

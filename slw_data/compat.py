@@ -17,11 +17,9 @@ from typing import Any
 
 from slw_data.arguments import integer
 from slw_data.errors import ScheduleError
-from slw_data.schedules import StagedSchedule, check_ladder
+from slw_data.schedules import LONGEST, StagedSchedule, check_ladder
 
 __all__ = ["from_composer", "from_deepspeed", "from_olmo_core"]
-
-LAST_STEP = 2**62  # no run is longer, and bisect counts in C's integers
 
 
 def from_composer(
@@ -47,7 +45,7 @@ def from_composer(
     [8, 8, 16, 1016, 1024, 1024]
     """
     total = integer("total_steps", total_steps, at_least=1)
-    if total > LAST_STEP:
+    if total > LONGEST:
         raise ScheduleError(f"total_steps must be at most 2^62, got {total}: no run is longer")
     low = integer("min_seq_length", min_seq_length, at_least=1)
     high = integer("max_seq_length", max_seq_length, at_least=1)
@@ -250,9 +248,9 @@ def _linear(low: int, high: int, steps: int) -> str:
 def _stages(formula: Callable[[int], int], high: int, end: int) -> StagedSchedule:
     """The stages of a formula that never shrinks and reaches ``high`` at step ``end`` or later, if it ever does."""
     late = 0
-    while formula(end + late) < high and end + late < LAST_STEP:
+    while formula(end + late) < high and end + late < LONGEST:
         late = 2 * late + 1
-    last = min(end + late, LAST_STEP)
+    last = min(end + late, LONGEST)
     lengths, starts = [formula(0)], [0]
     while lengths[-1] < formula(last):
         starts.append(bisect_right(range(last), lengths[-1], lo=starts[-1], key=formula))

@@ -13,26 +13,21 @@ any other iterable through untouched. This is the last module on a batch's path.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import pickle
 import queue
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from slw_data.arguments import flag, integer
 from slw_data.batches import Batch, Chunk
 from slw_data.dataset import SLWDataset
 from slw_data.errors import StateError
 from slw_data.state import Position
+from slw_data.workers import Messages, check_picklable, worker_options
 
 __all__ = ["SLWLoader"]
 
@@ -73,15 +68,10 @@ class SLWLoader:
         self.num_workers = integer("num_workers", num_workers, at_least=0)
         self.prefetch = integer("prefetch", prefetch, at_least=0)
         self.pin_memory, self.progress = flag("pin_memory", pin_memory), flag("progress", progress)
-        self._worker_options = {
-            "prefetch_factor": None if prefetch_factor is None else integer("prefetch_factor", prefetch_factor, at_least=1),
-            "persistent_workers": flag("persistent_workers", persistent_workers),
-            "multiprocessing_context": _checked_context(multiprocessing_context),
-            "timeout": _checked_timeout(timeout),
-        }
+        self._worker_options = worker_options(prefetch_factor, persistent_workers, multiprocessing_context, timeout)
         if self.num_workers:
             dataset.check_workers(self.num_workers)
-            _check_picklable(dataset, multiprocessing_context)
+            check_picklable(dataset, multiprocessing_context)
         elif any(self._worker_options.values()):
             given = ", ".join(f"{name}={value!r}" for name, value in self._worker_options.items() if value)
             raise ValueError(f"{given}: these options are of worker processes, and num_workers is 0")
@@ -111,7 +101,8 @@ class SLWLoader:
     def _open(self) -> _Direct | _Threaded | _Workers:
         self.dataset.check_ranks()
         if self.num_workers:
-            return _Workers(self.dataset, self.position, self.num_workers, self._worker_options)
+            messages = Messages(self.dataset, self.position, self.num_workers, self._worker_options)
+            return _Workers(messages, self.dataset.build)
         chunks = self.dataset.chunks(self.position)
         return _Threaded(chunks, self.dataset.build, self.prefetch) if self.prefetch else _Direct(chunks, self.dataset.build)
 
@@ -353,83 +344,12 @@ def _fill(chunks: Iterator[Chunk], waiting: queue.Queue[Chunk | BaseException | 
 
 
 class _Workers(_Direct):
-    def __init__(self, dataset: SLWDataset, at: Position, num_workers: int, options: Mapping[str, Any]) -> None:
-        loader = DataLoader(
-            _Messages(dataset, at),
-            batch_size=None,
-            num_workers=num_workers,
-            generator=torch.Generator(),  # else iterating would draw a seed from the global generator
-            **options,
-        )
-        self._messages = iter(loader)
-        super().__init__(_consecutive(self._messages, at.number), dataset.build)
+    """Other processes read. See :mod:`slw_data.workers`."""
+
+    def __init__(self, messages: Messages, build: Build) -> None:
+        self._messages = messages
+        super().__init__(messages, build)
 
     def close(self) -> None:
-        # Dropping the iterator ends its workers, unless a traceback still holds it. One that is stopped would never end.
-        for worker in getattr(self._messages, "_workers", ()):
-            if worker.is_alive():
-                os.kill(worker.pid, signal.SIGCONT)
-        getattr(self._messages, "_shutdown_workers", bool)()
+        self._messages.close()
         super().close()
-
-
-def _consecutive(chunks: Iterator[Chunk], number: int) -> Iterator[Chunk]:
-    """The chunks from batch ``number`` on. Where a worker failed within one, the others' next chunks come before its error,
-    and are not delivered."""
-    for chunk in chunks:
-        if chunk.numbers.start == number:
-            number = chunk.numbers.stop
-            yield chunk
-
-
-class _Messages(IterableDataset[Chunk]):
-    """In a worker: its chunks, in the source's own dtype."""
-
-    def __init__(self, dataset: SLWDataset, at: Position) -> None:
-        self.dataset, self.at = dataset, at
-
-    def __iter__(self) -> Iterator[Chunk]:
-        info = get_worker_info()
-        assert info is not None
-        threading.Thread(target=_end_with_parent, daemon=True, name="slw_data").start()
-        return self.dataset.chunks(self.at, info.id, info.num_workers, self.dataset.message_size)
-
-
-def _end_with_parent() -> None:
-    """In a worker. torch's own watch asks who its parent is when it begins, so it never misses one that was killed before."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
-
-
-def _checked_context(context: Any) -> Any:
-    """ValueError for what no process is started by."""
-    methods = multiprocessing.get_all_start_methods()
-    if context is None or isinstance(context, BaseContext) or (isinstance(context, str) and context in methods):
-        return context
-    named = ", ".join(map(repr, methods))
-    raise ValueError(f"multiprocessing_context must be {named}, a context or None, got {context!r:.200}")
-
-
-def _checked_timeout(timeout: Any) -> float:
-    """ValueError for anything but seconds."""
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout <= threading.TIMEOUT_MAX:
-        raise ValueError(f"timeout must be seconds, 0 (for ever) or more, got {timeout!r:.200}")
-    return timeout
-
-
-def _check_picklable(dataset: SLWDataset, context: str | BaseContext | None) -> None:
-    """TypeError naming the culprit if the start method pickles the dataset and it cannot be pickled."""
-    method = context if isinstance(context, BaseContext) else multiprocessing.get_context(context)
-    if method.get_start_method() == "fork":
-        return
-    parts = {"the schedule": dataset.plan.schedule, "the source": dataset.source, "the dataset": dataset}
-    for name, part in parts.items():
-        try:
-            pickle.dumps(part)
-        except Exception as error:
-            raise TypeError(
-                f"{name} cannot be pickled for {method.get_start_method()}ed workers ({error}): use module-level functions and"
-                " classes instead of lambdas and open handles, or num_workers=0"
-            ) from error

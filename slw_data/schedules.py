@@ -30,6 +30,7 @@ from slw_data.arguments import integer, items
 from slw_data.errors import ScheduleError
 
 __all__ = [
+    "LONGEST",
     "ConstantSchedule",
     "CosineSchedule",
     "CyclicSchedule",
@@ -43,7 +44,7 @@ __all__ = [
     "check_ladder",
 ]
 
-LONGEST = 1 << 62  # tokens in a row, and in a run
+LONGEST = 1 << 62  # tokens in a row, and steps or tokens in a run; bisect counts in C's integers
 _MOST_LENGTHS = 1 << 20  # of a warmup: each is a stage of the plan
 Unit = Literal["steps", "tokens"]
 Changes = list[tuple[int, int]]

@@ -43,8 +43,8 @@ FAULTS = [
     ),
     (
         "a batch overtakes the error of another worker",
-        "loader.py",
-        "if chunk.numbers.start == number:",
+        "workers.py",
+        "if chunk.numbers.start == self._next:",
         "if True:",
         "loader",
     ),
@@ -125,6 +125,7 @@ FAULTS = [
     ),
     ("another run's state is taken", "state.py", "if strict or other_rank or", "if other_rank or", "state"),
     ("a damaged state is taken", "state.py", 'if not _equal(state["checksum"], _checksum(state)):', "if False:", "state"),
+    ("half a message is awaited for long", "workers.py", "1 + (timeout or LOOKS", "9 + (timeout or LOOKS", "loader"),
     ("a torn state file is taken", "checkpoint.py", 'if found["sha256"] != digest:', "if False:", "checkpoint"),
     ("a state does not reach the disk", "checkpoint.py", "os.fsync(file)", "pass", "checkpoint"),
     ("a failed save leaves its file", "checkpoint.py", "os.unlink(temporary)", "pass", "checkpoint"),

@@ -208,15 +208,11 @@ def test_a_killed_worker_ends_the_loop_and_the_run_resumes_exactly(source):
     loader = SLWLoader(dataset_of(source, total_steps=10**7), num_workers=2, timeout=3)
     iterator, found = iter(loader), []
     found += [next(iterator)["input_ids"].tolist() for _ in range(21)]
-    gc.disable()  # torch raises from a signal handler: within a collection its error would be lost
-    try:
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-        start = time.monotonic()
-        with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid"):
-            for batch in iterator:
-                found.append(batch["input_ids"].tolist())
-    finally:
-        gc.enable()
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid"):
+        for batch in iterator:
+            found.append(batch["input_ids"].tolist())
     assert time.monotonic() - start < 3 + 5
     state = loader.state_dict()
     count = 2 * state["step"] + state["batch"]
@@ -226,6 +222,34 @@ def test_a_killed_worker_ends_the_loop_and_the_run_resumes_exactly(source):
     for again in (SLWLoader(dataset_of(source, total_steps=10**7), prefetch=0), loader):
         again.load_state_dict(state)
         assert first(again, 30) == clean[count:]
+    loader.reset()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("strike", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_rest_of_a_message_is_not_awaited_for_ever(num_workers, strike):
+    """The workers end or stop within a message, as it is larger than a pipe; and torch's signal handler is not heard."""
+    dataset = SLWDataset(np.arange(10**6), ConstantSchedule(1024), batch_size=16, epochs=9)
+    loader = SLWLoader(dataset, num_workers=num_workers, timeout=2)
+    iterator = iter(loader)
+    delivered = [next(iterator)]
+    handler = signal.signal(signal.SIGCHLD, lambda *_: None)
+    try:
+        time.sleep(0.5)  # the next message is begun, and as much of it written as a pipe holds
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, strike)
+        start = time.monotonic()
+        with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid"):
+            for batch in iterator:
+                delivered.append(batch)
+        assert time.monotonic() - start < 2 + 5
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    assert loader.step == len(delivered) >= 1
+    tokens = np.arange(16 * 1024 * (len(delivered) + 1)) % 10**6
+    rows = tokens.reshape(-1, 16, 1024)
+    assert all((batch["input_ids"].numpy() == rows[i]).all() for i, batch in enumerate(delivered))
+    assert (next(iter(loader))["input_ids"].numpy() == rows[-1]).all(), "it goes on with the next batch"
     loader.reset()
 
 

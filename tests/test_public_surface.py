@@ -147,6 +147,7 @@ documents
 sources
 state
 dataset
+workers
 loader
 checkpoint agreement
 testing integrations cli

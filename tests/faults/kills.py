@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from slw_data import SLWLoader, check_ranks_agree, checkpoint, save_state
 from slw_data.dealing import Dealer, Lane
-from slw_data.loader import _Messages
 from slw_data.rows import StoreRows
+from slw_data.workers import WorkerChunks
 from tests.faults import zygote
 from tests.faults.ledger import verdict
 from tests.faults.runs import KINDS, Run, Trainer
@@ -101,7 +101,7 @@ PLACES = {
     "after the rename": Place(os, "replace", "after", 3, saves=True),
     "mid-load": Place(SLWLoader, "_move", "before"),
     "loaded": Place(SLWLoader, "_move", "after"),
-    "worker start": Place(_Messages, "__iter__", "before"),
+    "worker start": Place(WorkerChunks, "__iter__", "before"),
 }
 
 
