@@ -8,6 +8,7 @@ next: :mod:`train_gpt`, which trains it in five ways.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,10 @@ def held_out_rows(path: Path, rows: int, length: int) -> torch.Tensor:
     tokens = np.fromfile(path.with_name("held_out.bin"), dtype="uint16").astype(np.int64)
     starts = np.linspace(0, len(tokens) - length - 1, rows).astype(int)
     return torch.from_numpy(np.stack([tokens[start : start + length + 1] for start in starts]))
+
+
+def positive(text: str) -> int:
+    """An option that counts something, from 1 on."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be an integer of 1 or more, got {text!r}")
+    return int(text)

@@ -31,6 +31,7 @@ from itertools import product, takewhile
 from pathlib import Path
 
 import torch
+from gpt import positive
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -173,8 +174,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for stability.png and stability.json (default: a temporary one)")
     parser.add_argument("--quick", action="store_true", help="fewer settings, one seed, shorter runs: about a minute")
-    parser.add_argument("--steps", type=int, help="of a run of full length (default: 300, quick 200)")
-    parser.add_argument("--max-tokens", type=int, default=4_000_000, help="of the corpus (default: 4000000)")
+    parser.add_argument("--steps", type=positive, help="of a run of full length (default: 300, quick 200)")
+    parser.add_argument("--max-tokens", type=positive, default=4_000_000, help="of the corpus (default: 4000000)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     size = QUICK if options.quick else FULL

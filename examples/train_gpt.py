@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from corpus import VOCAB_SIZE
-from gpt import GPT, evaluate, held_out_rows, split_corpus, update
+from gpt import GPT, evaluate, held_out_rows, positive, split_corpus, update
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -312,10 +312,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller model, shorter rows, fewer tokens: two minutes")
     parser.add_argument("--out", type=Path, default=Path("train_gpt_out"), help="for what is written (default: train_gpt_out)")
-    parser.add_argument("--seeds", type=int, default=1, help="repeat the final runs with so many seeds (default: 1)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time (default: one for each core)")
-    parser.add_argument("--tokens", type=int, help="that a final run trains on (default: 600,000; with --quick 300,000)")
-    parser.add_argument("--max-tokens", type=int, help="a smaller corpus (default: the whole standard library)")
+    parser.add_argument("--seeds", type=positive, default=1, help="repeat the final runs with so many seeds (default: 1)")
+    parser.add_argument("--processes", type=positive, default=os.cpu_count(), help="runs at a time (default: one a core)")
+    parser.add_argument("--tokens", type=positive, help="that a final run trains on (default: 600,000; with --quick 300,000)")
+    parser.add_argument("--max-tokens", type=positive, help="a smaller corpus (default: the whole standard library)")
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
     if options.tokens is not None:

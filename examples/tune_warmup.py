@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from corpus import VOCAB_SIZE, build_corpus
-from gpt import GPT
+from gpt import GPT, positive
 from torch import nn
 from tqdm import tqdm
 
@@ -114,10 +114,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for the corpus and tuning.json (default: a temporary one)")
     parser.add_argument("--rate", type=float, default=0.004, help="the learning rate (default: 0.004)")
-    parser.add_argument("--rows", type=int, default=8, help="rows of a batch (default: 8)")
-    parser.add_argument("--steps", type=int, default=8 * WARMING, help=f"of a probe (default: {8 * WARMING})")
-    parser.add_argument("--longest", type=int, default=1600, help="steps of the longest warmup to try (default: 1600)")
-    parser.add_argument("--max-tokens", type=int, default=4_000_000, help="of the corpus (default: 4000000)")
+    parser.add_argument("--rows", type=positive, default=8, help="rows of a batch (default: 8)")
+    parser.add_argument("--steps", type=positive, default=8 * WARMING, help=f"of a probe (default: {8 * WARMING})")
+    parser.add_argument("--longest", type=positive, default=1600, help="steps of the longest warmup to try (default: 1600)")
+    parser.add_argument("--max-tokens", type=positive, default=4_000_000, help="of the corpus (default: 4000000)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     started = time.perf_counter()
