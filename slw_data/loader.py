@@ -31,6 +31,7 @@ from slw_data.workers import Messages, check_picklable, worker_options
 
 __all__ = ["SLWLoader"]
 
+
 class SLWLoader:
     """Iterate ``dataset``: ``for batch in SLWLoader(dataset): ...``, in any training loop.
 
