@@ -172,7 +172,7 @@ def run(fault: tuple[str, str, str, str, str], folder: Path) -> str:
 
 
 def red(tests: list[str], folder: Path) -> str | None:
-    """What became of the tests: killed where one failed, None where all passed."""
+    """What became of the tests: killed where one failed, and by which; None where all passed."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
@@ -183,8 +183,9 @@ def red(tests: list[str], folder: Path) -> str | None:
         return "killed (it hangs)"
     if process.returncode == 0:
         return None
-    if re.search(r"^(FAILED |ERROR \S+::)", output, re.MULTILINE):  # pytest-xdist stops with 2, pytest alone with 1
-        return "killed"
+    failed = re.search(r"^(?:FAILED|ERROR) \S*?(test_\w+\.py::\w+)", output, re.MULTILINE)
+    if failed:  # pytest-xdist stops with 2, pytest alone with 1
+        return f"killed by {failed[1]}"
     return f"BROKEN: pytest ended with {process.returncode}, and no test failed\n{output[-2000:]}"
 
 
