@@ -7,41 +7,47 @@ import itertools
 import os
 import random
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slw_data import LinearSchedule, SLWDataset, SLWLoader, StagedSchedule, open_tokens
+from tests.faults import zygote
 from tests.faults.ledger import Counts
 from tests.faults.runs import KINDS, Run
 from tests.faults.tally import Tally
 
 # -- R10 ---------------------------------------------------------------------------------------------------------------
 
-SLOPE = 5 << 20  # bytes of anonymous memory that the second half of a soak may add
-STATE = 4096  # bytes of a state
+MEMORY = {"anonymous": "RssAnon", "shared": "RssShmem"}
+# What the last three quarters of a soak may add, and the bytes of a state.
+LIMITS = {"anonymous": 5 << 20, "shared": 0, "descriptors": 0, "threads": 0, "state": 4096}
 
 
 def soak(tally: Tally, small: bool) -> None:
-    """R10: a million batches of each kind, or an hour; memory, descriptors, threads and states stay as they were."""
+    """R10: a million batches of each kind, and with workers, or an hour; what a process holds stays as it was."""
     batches = 5_000 if small else 1_000_000
-    for kind in tally.each(KINDS):
-        found = tally.call(4000, soaked, kind, batches, 3600 / len(KINDS))
+    ways = [*((kind, 0) for kind in KINDS), ("file", 2)]
+    for kind, workers in tally.each(ways):
+        found = tally.call(4000, soaked, kind, workers, batches, 3600 / len(ways))
         if found:
-            tally.notes.append(f"{kind}: {found}")
-            over = [name for name, limit in (("grown", SLOPE), ("state", STATE)) if found[name] > limit]
-            if over or found["descriptors"] > 0 or found["threads"] > 0 or found["wrong"]:
-                tally.fault("changed", f"{kind}: {found}")
+            what = f"{kind}, {workers} workers: {found}"
+            tally.notes.append(what)
+            over = [name for name, limit in LIMITS.items() if found[name] > limit]
+            if over or found["wrong"]:
+                tally.fault("changed", what)
 
 
-def soaked(folder: Path, kind: str, batches: int, seconds: float) -> dict[str, Any]:
+def soaked(folder: Path, kind: str, workers: int, batches: int, seconds: float) -> dict[str, int]:
     """What has grown from a quarter of the run on. In order every token is known without a list."""
     run = Run(kind, steps=batches // 8)
-    dataset = SLWDataset(run.source(folder), run.schedule, batch_size=4, total_steps=batches, **run.options)
-    loader, place, wrong, state = SLWLoader(dataset), 0, 0, 0
+    dataset = SLWDataset(run.source(folder), run.schedule, batch_size=4, total_steps=2 * batches, **run.options)
+    loader, place, wrong, state = SLWLoader(dataset, num_workers=workers), 0, 0, 0
     end, start, number = time.monotonic() + seconds, None, 0
-    for number, batch in enumerate(loader, 1):
+    iterator = iter(loader)  # held: else workers end with the loop, and what they hold is not seen
+    for number, batch in enumerate(itertools.islice(iterator, batches), 1):
         ids = batch["input_ids"].numpy().ravel()
         if kind in ("file", "documents"):
             wrong += not np.array_equal(ids, (np.arange(ids.size) + place) % run.size)
@@ -53,23 +59,29 @@ def soaked(folder: Path, kind: str, batches: int, seconds: float) -> dict[str, A
         if time.monotonic() > end:
             break
     assert start is not None, f"only {number} batches in {seconds} s"
-    grown, descriptors, threads = (now - before for now, before in zip(resources(), start, strict=True))
+    grown = {name: now - start[name] for name, now in resources().items()}
     loader.close()
-    return {"batches": number, "grown": grown, "descriptors": descriptors, "threads": threads, "state": state, "wrong": wrong}
+    return {"batches": number, **grown, "state": state, "wrong": wrong}
 
 
-def resources() -> tuple[int, int, int]:
-    """Anonymous memory in bytes (pages of files are not counted), open descriptors, threads."""
+def resources() -> dict[str, int]:
+    """Of this process and its workers: bytes of anonymous and of shared memory (pages of files are not counted), open
+    descriptors, threads."""
     gc.collect()
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
-    return int(status["RssAnon"].split()[0]) << 10, len(os.listdir("/proc/self/fd")), int(status["Threads"])
+    found = Counter(dict.fromkeys(("anonymous", "shared", "descriptors", "threads"), 0))
+    for pid in zygote.members({os.getpgrp()}):
+        process = Path(f"/proc/{pid}")
+        status = dict(line.split(":", 1) for line in (process / "status").read_text(encoding="ascii").splitlines())
+        sizes = {name: int(status[field].split()[0]) << 10 for name, field in MEMORY.items()}
+        found.update(sizes, descriptors=len(os.listdir(process / "fd")), threads=int(status["Threads"]))
+    return dict(found)
 
 
 # -- R11 ---------------------------------------------------------------------------------------------------------------
 
 STORES = (("uint32", 100 * 10**9), ("uint16", 10**12), ("uint32", 10**12))  # 400 GB, 2 TB and 4 TB, none of it on the disk
 ISLAND = 5  # tokens around a border
-SECONDS, MEMORY = 1.0, 64 << 20
+SECONDS, ROOM = 1.0, 64 << 20
 
 
 def huge(tally: Tally, small: bool) -> None:
@@ -78,7 +90,7 @@ def huge(tally: Tally, small: bool) -> None:
         found = tally.call(120, far_end, dtype, count)
         if found:
             tally.notes.append(f"{count:,} {dtype}: {found}")
-            if found["wrong"] or found["open"] > SECONDS or found["resume"] > SECONDS or found["memory"] > MEMORY:
+            if found["wrong"] or found["open"] > SECONDS or found["resume"] > SECONDS or found["memory"] > ROOM:
                 tally.fault("changed", f"{count:,} {dtype}: {found}")
 
 
@@ -94,7 +106,7 @@ def far_end(folder: Path, dtype: str, count: int) -> dict[str, Any]:
             file.seek((place - 2) * itemsize)
             file.write(tokens.tobytes())
     blocks = path.stat().st_blocks
-    before, began = resources()[0], time.monotonic()
+    before, began = resources()["anonymous"], time.monotonic()
     store = open_tokens(path, dtype=dtype)
     opened, wrong = time.monotonic() - began, 0
     for place in sorted(islands):
@@ -111,9 +123,8 @@ def far_end(folder: Path, dtype: str, count: int) -> dict[str, Any]:
     in_order = SLWLoader(SLWDataset(store, schedule, batch_size=16), prefetch=0)
     for place in sorted(islands):
         wrong += not seen(in_order, place, dtype)
-    return {
-        "wrong": wrong, "open": round(opened, 3), "resume": round(took, 3), "memory": resources()[0] - before, "blocks": blocks,
-    }  # fmt: skip
+    memory = resources()["anonymous"] - before
+    return {"wrong": wrong, "open": round(opened, 3), "resume": round(took, 3), "memory": memory, "blocks": blocks}
 
 
 def seen(loader: SLWLoader, place: int, dtype: str) -> bool:

@@ -81,14 +81,15 @@ def kill_group(leader: int) -> None:
 def orphans(leaders: set[int], seconds: float = ORPHANS_END) -> list[int]:
     """Processes of these groups that are there still after ``seconds``; they are killed."""
     end = time.monotonic() + seconds
-    while (left := _members(leaders)) and time.monotonic() < end:
+    while (left := members(leaders)) and time.monotonic() < end:
         time.sleep(0.05)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     return left
 
 
-def _members(leaders: set[int]) -> list[int]:
+def members(leaders: set[int]) -> list[int]:
+    """The processes of these groups that have not ended."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
