@@ -37,6 +37,15 @@ def test_batches_that_come_again_the_same_are_right(tmp_path):
     assert written(tmp_path, [*RIGHT[:2], *RIGHT[1:3], *RIGHT]) == {"lost": 0, "duplicated": 0, "changed": 0}
 
 
+def test_a_line_that_a_kill_tore_is_dropped_by_the_next_process(tmp_path):
+    written(tmp_path, RIGHT)
+    whole, path = (tmp_path / "ledger 0").read_bytes(), tmp_path / "ledger 0"
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        assert written(tmp_path, RIGHT[whole[:cut].count(b"\n") :]) == {"lost": 0, "duplicated": 0, "changed": 0}
+        assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     ("batches", "counts"),
     [

@@ -37,10 +37,13 @@ def spans(ids: np.ndarray) -> list[tuple[int, int]]:
 
 
 class Ledger:
-    """A file that each line reaches in one write: the system has it, whatever becomes of the process."""
+    """A file that each line reaches in one write: the system has it, whatever becomes of the process. But a kill may tear
+    the write where two pages meet; that batch was not used yet, and the next process drops what is there of its line."""
 
     def __init__(self, folder: Path, rank: int) -> None:
-        self._file = os.open(folder / f"ledger {rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        path = folder / f"ledger {rank}"
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.ftruncate(self._file, path.read_bytes().rfind(b"\n") + 1)
 
     def write(self, number: int, ids: np.ndarray, labels: np.ndarray) -> None:
         line = json.dumps([number, digest(ids, labels), spans(ids)]) + "\n"
