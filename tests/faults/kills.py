@@ -36,7 +36,7 @@ def at_any_time(tally: Tally, small: bool) -> None:
     rng, leaders = random.Random(3), set()
     with tally.folder() as parent:
         log, run = parent / "log.txt", Run(KINDS[0], steps=60)
-        for number in tally.each(range(100 if small else 10_000)):
+        for number in tally.each(range(500 if small else 10_000)):
             folder = parent / f"{run.kind} {run.seed}"
             folder.mkdir(exist_ok=True)
             workers = 2 if rng.random() < 0.05 else 0

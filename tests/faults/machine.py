@@ -23,7 +23,7 @@ FIELDS = ("step", "batch", "rows", "tokens", "epoch", "plan", "source", "order",
 
 def anything(tally: Tally, small: bool) -> None:
     """R12: next, save, load, crash, other ranks, a bad token, in any order, 50 at a time."""
-    part = 25 if small else 500
+    part = 50 if small else 500
     for number in tally.each(range(4 if small else 100)):
         tally.call(3000, play, number, part)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,10 @@ class Run:
         if self.kind in ("documents", "lanes"):
             return Documents(self.size)
         path = folder / f"{self.size}.bin"
-        if not path.exists():
-            np.arange(self.size, dtype=np.uint32).tofile(path)
+        if not path.exists():  # two ranks may come here at once, and be killed: it is there whole, or not
+            part = path.with_suffix(f".{os.getpid()}")
+            np.arange(self.size, dtype=np.uint32).tofile(part)
+            part.rename(path)  # os.replace is a place to be killed at
         return open_tokens(path, dtype="uint32")
 
     def dataset(self, folder: Path, rank: int = 0, world: int = 1, **options: Any) -> SLWDataset:
