@@ -72,6 +72,7 @@ def measure(
     make = partial(one.batches, corpus, rows, workers=workers)
     one.imported  # noqa: B018 - imports it
     found: dict[str, Any] = {"import": time.perf_counter() - start}
+    into_cache(corpus.folder)
     found["first"] = first_batch(lambda: make(max(lengths)), (rows, max(lengths)))
     if not workers:
         found["resume"] = first_batch(lambda: make(shortest, step=resume), (rows, shortest)) if one.resumes else None
@@ -84,6 +85,14 @@ def measure(
     found["rates"] = [rows * length * each for length, (each, _) in zip(lengths, rates, strict=True)]
     found["times"] = [times for _, times in rates]
     return found
+
+
+def into_cache(folder: Path) -> None:
+    """Read all files once: the system may have given up pages that nobody has used for a while."""
+    for path in filter(Path.is_file, folder.rglob("*")):
+        with path.open("rb") as file:
+            while file.read(1 << 20):
+                pass
 
 
 def first_batch(make: Callable[[], Iterator[torch.Tensor]], shape: tuple[int, int]) -> float:
