@@ -19,7 +19,7 @@ SMALL = {
     "huggingface_trainer": ["--steps", "12", "--max-tokens", "300000"],
     "accelerate_loop": ["--steps", "12", "--max-tokens", "300000"],
     "lightning_fit": [],
-    "train_gpt": ["--quick", "--tokens", "6000", "--max-tokens", "600000", "--processes", "1"],
+    "train_gpt": ["--quick", "--tokens", "6000", "--max-tokens", "2000000", "--processes", "1"],
     "tune_warmup": ["--steps", "10", "--longest", "100", "--max-tokens", "300000"],
     "stability": ["--quick", "--steps", "6", "--max-tokens", "300000"],
 }

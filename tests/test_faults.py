@@ -13,8 +13,6 @@ from tests.faults.ledger import Ledger, digest, spans, verdict
 from tests.faults.runs import KINDS, Run, Trainer
 from tests.faults.tally import Tally, table
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # from 3.12
-
 RUN = Run("file", steps=4, rows=2, accum=1)  # lengths 4, 8, 3 and 6: tokens 0..42 in batches of 8, 16, 6 and 12
 
 
