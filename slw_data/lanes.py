@@ -148,7 +148,8 @@ class Lanes:
     def _base_from_history(self, rows_before: list[int], lengths: list[int]) -> Ints:
         """The sum over all stages at once: whole turns of the lanes, and the lanes below each remainder."""
         rows = np.array(rows_before, dtype=np.int64)[1:]
-        steps = -np.diff(np.array(lengths, dtype=np.int64))
+        of_stages = np.array(lengths, dtype=np.int64)
+        steps = of_stages[:-1] - of_stages[1:]
         remainder = np.zeros(self.num_lanes + 1, dtype=np.int64)
         np.add.at(remainder, rows % self.num_lanes, steps)
         above = np.cumsum(remainder[::-1])[::-1][1:]

@@ -191,7 +191,7 @@ class OtherDtype:
     def _two_bytes(self, total: int) -> tuple[str, str]:
         if self.size > 1:
             return "", ""
-        even, odd = (counts / max(1, counts.sum()) for counts in self.bytes)
+        even, odd = (counts / max(1, int(counts.sum())) for counts in self.bytes)
         apart = float(np.abs(even - odd).sum()) / 2
         if apart < 0.3:
             return "", ""
