@@ -58,11 +58,8 @@ def train(run: Run, folder: Path, **options: Any) -> None:
 
 def finish(tally: Tally, run: Run, folder: Path, log: Path) -> None:
     """Let a run come to its end, and look at all that it has delivered."""
-    try:
-        zygote.reap(zygote.fork(log, train, run, folder), LIMIT)
-        tally.add(verdict(run, folder), run)
-    except zygote.Hung as error:
-        tally.fault("hangs", f"{run}: {error}")
+    outcome(tally, zygote.fork(log, train, run, folder), str(run))
+    tally.add(verdict(run, folder), run)
 
 
 def check_remains(tally: Tally, leaders: set[int], log: Path) -> None:
@@ -178,22 +175,33 @@ def rank_of(run: Run, folder: Path, rank: int, world: int, workers: int, dies: P
     dist.destroy_process_group()
 
 
-def ended(tally: Tally, pids: list[int], where: str) -> int:
-    """How many of the ranks were killed at their place; once one has gone the others are ended, as torchrun does."""
-    end, left, killed = time.monotonic() + LIMIT, list(pids), 0
+def ended(tally: Tally, pids: list[int], where: str) -> bool:
+    """Whether one of the ranks was killed at its place; once one has gone the others are ended, as torchrun does."""
+    end, left = time.monotonic() + LIMIT, list(pids)
     while left and time.monotonic() < end:
         for pid in left:
             found, status = os.waitpid(pid, os.WNOHANG)
             if not found:
                 continue
             left.remove(pid)
-            if status:
-                killed += os.WIFSIGNALED(status)
+            if os.WIFSIGNALED(status):
                 for other in left:
                     zygote.kill(other)
-                return killed
+                return True
+            if status:  # it misses the other, which is dead or about to be
+                return any(outcome(tally, other, where) < 0 for other in left)
+            break
         time.sleep(0.005)
     for pid in left:
         zygote.kill(pid)
         tally.fault("hangs", where)
-    return killed
+    return False
+
+
+def outcome(tally: Tally, pid: int, where: str) -> int:
+    """The exit status of a child that has to end; 0, and a hang, if it does not."""
+    try:
+        return zygote.reap(pid, LIMIT)
+    except zygote.Hung as error:
+        tally.fault("hangs", f"{where}: {error}")
+        return 0
