@@ -9,13 +9,14 @@ Read next: :mod:`slw_data.schedules`, which are made of such values.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from slw_data.errors import ScheduleError
 
-__all__ = ["as_integer", "choice", "flag", "integer", "items", "names"]
+__all__ = ["as_integer", "as_number", "choice", "flag", "integer", "items", "names"]
 
 
 def as_integer(value: Any) -> int | None:
@@ -27,6 +28,15 @@ def as_integer(value: Any) -> int | None:
     except Exception:  # what tensors raise depends on their device and layout
         return None
     return number if type(number) is int else None
+
+
+def as_number(value: Any) -> float | None:
+    """``value`` as a float if it is one real number: of Python or NumPy, or the only item of an array or a tensor."""
+    try:
+        number = value.item() if hasattr(value, "item") else value
+        return float(number) if isinstance(number, Real) and not isinstance(number, bool) else None
+    except Exception:  # more items than one, or more than a float holds
+        return None
 
 
 def integer(name: str, value: Any, *, at_least: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from slw_data.arguments import as_number
 from slw_data.plan import SequenceLengthPlan
 
 __all__ = ["AdamVariance", "LossRatio", "adam_variance", "token_lr", "warm_up"]
@@ -128,15 +129,14 @@ class LossRatio:
 
         ValueError for a loss that is not positive: there is no ratio to it.
         """
-        try:
-            loss = float(loss)
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise TypeError(f"loss must be a number, such as loss.item(), got {loss!r:.200}") from None
-        if loss <= 0:
-            raise ValueError(f"a loss must be above 0 to be a ratio's denominator, got {loss}")
-        ratio = 1.0 if self.best == math.inf and math.isfinite(loss) else loss / self.best if self.best < math.inf else loss
-        if loss < self.best:
-            self.best = loss
+        number = as_number(loss)
+        if number is None:
+            raise TypeError(f"loss must be a number, such as loss.item(), got {loss!r:.200}")
+        if number <= 0:
+            raise ValueError(f"a loss must be above 0 to be a ratio's denominator, got {number}")
+        first = 1.0 if math.isfinite(number) else number
+        ratio = number / self.best if self.best < math.inf else first
+        self.best = min(self.best, number)
         self.largest = ratio if math.isnan(ratio) else max(self.largest, ratio)
         return ratio
 

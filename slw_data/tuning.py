@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from slw_data.arguments import integer, items
+from slw_data.arguments import as_number, integer, items
 from slw_data.errors import ScheduleError
 from slw_data.schedules import LinearSchedule
 
@@ -157,10 +157,10 @@ def tune_warmup(
 
 def _numbers(losses: Iterable[float]) -> tuple[float, ...]:
     what = "the validation losses that train returns, an iterable of numbers"
-    try:
-        return tuple(float(loss) for loss in items("losses", losses, what))
-    except (TypeError, ValueError, RuntimeError):  # the last is of tensors that are no single number
-        raise TypeError(f"losses must be {what}, got {losses!r:.200}") from None
+    numbers = [as_number(loss) for loss in items("losses", losses, what)]
+    if None in numbers:
+        raise TypeError(f"losses must be {what}, got {losses!r:.200}")
+    return tuple(number for number in numbers if number is not None)
 
 
 def _ascending(name: str, values: Sequence[int]) -> list[int]:

@@ -127,6 +127,19 @@ def test_the_loss_ratio_is_against_the_best_so_far():
     refused(lambda: ratio.update(0.0), "above 0", "0.0", error=ValueError)
 
 
+@pytest.mark.parametrize("loss", [2, 2.0, np.float32(2), np.int64(2), np.array([[2.0]]), torch.tensor(2), torch.ones(1, 1) * 2])
+def test_a_loss_is_one_number_of_any_library(loss):
+    ratio = LossRatio()
+    assert ratio.update(loss) == 1.0 and ratio.best == 2.0 and type(ratio.best) is float
+
+
+@pytest.mark.parametrize("loss", ["2.0", "nan", b"2", None, True, 2j, [2.0], np.array(["2"]), np.ones(2), 10**400])
+def test_what_is_not_one_number_is_no_loss(loss):
+    ratio = LossRatio()
+    refused(lambda: ratio.update(loss), "loss must be a number", error=TypeError)
+    assert ratio.best == math.inf
+
+
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=30))
 def test_the_loss_ratio_equals_the_quadratic_definition(losses):
     ratio = LossRatio()
