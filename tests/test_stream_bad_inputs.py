@@ -60,6 +60,7 @@ BAD_DOCUMENTS = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.*scalars to be interpreted as an index:DeprecationWarning")  # before NumPy 2.3
 @pytest.mark.parametrize("case", BAD_DOCUMENTS)
 def test_a_bad_document_is_refused_after_the_good_ones_before_it(case):
     bad, error, message = BAD_DOCUMENTS[case]
