@@ -123,15 +123,14 @@ class BatchBuilder:
             for i, cast in zip(unfit, np.empty((len(unfit), len(block[0]), *shape), np.int64), strict=True):
                 np.copyto(cast.reshape(block[i].shape), block[i])
                 block[i] = cast
-            tensors = [list(map(torch.from_numpy, part)) for part in block]
-            batches: list[Batch] = [dict(zip(parts, values, strict=True)) for values in zip(*tensors, strict=True)]
-            if steps is not None:
-                for batch, step in zip(batches, steps[start : start + some].tolist(), strict=True):
-                    batch["step"] = torch.full(batch["input_ids"].shape[:1], step)
-            if self.flat is not None:
-                for batch in batches:
+            tensors = zip(*(map(torch.from_numpy, part) for part in block), strict=True)
+            for number, values in enumerate(tensors, start):  # one by one: a thousand at once would call the garbage collector
+                batch: Batch = dict(zip(parts, values, strict=True))
+                if steps is not None:
+                    batch["step"] = torch.full(batch["input_ids"].shape[:1], int(steps[number]))
+                if self.flat is not None:
                     batch.update(sequences(batch["position_ids"]))
-            yield from batches
+                yield batch
 
     def _values(self, chunk: Chunk) -> dict[str, Array]:
         """What each tensor is made of: arrays whose i-th item has the values of batch i."""

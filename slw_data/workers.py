@@ -39,6 +39,7 @@ from slw_data.state import Position
 __all__ = ["Messages", "check_picklable", "worker_options"]
 
 LOOKS_AFTER = 5  # seconds of waiting after which torch looks whether its workers live, if there is no timeout
+PIPE = 1 << 20  # bytes, as many as Linux lets anybody ask for: with the usual 64 KiB both processes wait 16 times a message
 FILLING = bytes(4096)  # a pipe that is writable takes so much at once (POSIX, PIPE_BUF)
 
 
@@ -105,8 +106,9 @@ class Messages:
         )
         self.waiting_since: float | None = None  # time.monotonic(), while a message is awaited
         self._closed = threading.Event()
-        watched = weakref.ref(self), self._closed, list(self._workers), vars(self._received)["_worker_result_queue"]._writer
-        watch = partial(_end_half_messages, *watched, options["timeout"])
+        pipe = vars(self._received)["_worker_result_queue"]._writer
+        _widen(pipe)
+        watch = partial(_end_half_messages, weakref.ref(self), self._closed, list(self._workers), pipe, options["timeout"])
         threading.Thread(target=watch, daemon=True, name="slw_data").start()
 
     @property
@@ -136,6 +138,14 @@ class Messages:
             if worker.is_alive() and worker.pid is not None:
                 os.kill(worker.pid, signal.SIGCONT)
         self._received._shutdown_workers()
+
+
+def _widen(pipe: Connection) -> None:
+    """Let a message of uint16 fit in whole, where the system allows it: so its worker goes on while it is read."""
+    with suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE)
 
 
 def _end_half_messages(

@@ -145,6 +145,7 @@ def test_documents_do_not_see_each_other_when_they_are_known(llama):
         assert other_rows.all() and bool(rest_of_the_row.all()) is known
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # what torch says of Python 3.13.0
 def test_one_graph_for_the_whole_warmup(llama):
     """Flat rows compile once; rectangles once for each length that max_distinct leaves."""
     counter = CompileCounter()

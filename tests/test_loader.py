@@ -1,5 +1,6 @@
 """The loader: what it says of the run, its processes and threads, and what it refuses."""
 
+import fcntl
 import gc
 import itertools
 import multiprocessing
@@ -251,6 +252,23 @@ def test_the_rest_of_a_message_is_not_awaited_for_ever(num_workers, strike):
     assert all((batch["input_ids"].numpy() == rows[i]).all() for i, batch in enumerate(delivered))
     assert (next(iter(loader))["input_ids"].numpy() == rows[-1]).all(), "it goes on with the next batch"
     loader.reset()
+
+
+def test_messages_go_through_a_wide_pipe_and_through_one_that_may_not_be_widened(monkeypatch):
+    widths, expected = [], first(SLWLoader(dataset_of(), prefetch=0), 40)
+
+    def widened(descriptor, command, size):
+        if len(widths) % 2:
+            widths.append(None)
+            raise PermissionError("beyond what one user may have")
+        widths.append(control(descriptor, command, size))
+        return widths[-1]
+
+    control = fcntl.fcntl
+    monkeypatch.setattr(fcntl, "fcntl", widened)
+    for _ in range(2):
+        assert first(SLWLoader(dataset_of(), num_workers=2), 40) == expected
+    assert widths == [1 << 20, None] or not hasattr(fcntl, "F_SETPIPE_SZ")
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
