@@ -1,6 +1,7 @@
 """What is refused, when, and what the message names."""
 
 import functools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,10 @@ OPTIONS = {
     "a negative eos": ({"append_eos": -1}, DataError, "append_eos .* not -1"),
     "text without a tokenizer": ({"text_column": "body"}, TypeError, r"text_column='body'.*tokenizer="),
     "no tokenizer": ({"tokenizer": 5}, TypeError, "a int is neither"),
+    "a tokenizer's name": ({"tokenizer": "gpt2"}, TypeError, r"from_pretrained\('gpt2'\), got a str"),
+    "a tokenizer's class": ({"tokenizer": Counter}, TypeError, "must be an object, got the class Counter"),
+    "a slice of text": ({"tokenizer": list, "text_column": slice(2)}, TypeError, r"name of a column, got slice\("),
+    "a text column of bytes": ({"text_column": b"text"}, TypeError, r"text_column .* name of a column, got b'text'"),
     "columns as a str": ({"columns": "input_ids"}, TypeError, "columns must be a sequence of names"),
     "no columns": ({"columns": ()}, DataError, "at least one name"),
     "a column twice": ({"columns": ("a", "a")}, DataError, r"none twice, but is \('a', 'a'\)"),

@@ -108,12 +108,16 @@ def _as_it_is(x: DocumentStream, columns: Sequence[str], others: tuple[Any, ...]
 
 
 def _documents(ids: str, wanted: tuple[str, ...], text_column: str | None, tokenizer: Any) -> TokenDocuments:
+    if not isinstance(text_column, str | None):
+        raise TypeError(f"text_column must be the name of a column, got {text_column!r:.200}")
     if tokenizer is None:
         if text_column is not None:
             raise TypeError(f"text_column={text_column!r} says that documents are text, which needs tokenizer=")
         return TokenDocuments(wanted, ids)
     if isinstance(tokenizer, str):
         raise TypeError(f"tokenizer must be an object, such as AutoTokenizer.from_pretrained({tokenizer[:80]!r}), got a str")
+    if isinstance(tokenizer, type):
+        raise TypeError(f"tokenizer must be an object, got the class {tokenizer.__name__}: make one of it first")
     if not callable(tokenizer) and not hasattr(tokenizer, "encode"):
         raise TypeError(f"a tokenizer is callable or has encode, but a {type(tokenizer).__name__} is neither")
     return TextDocuments(wanted, ids, tokenizer, "text" if text_column is None else text_column)
