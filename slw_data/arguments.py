@@ -21,6 +21,8 @@ __all__ = ["as_integer", "as_number", "choice", "flag", "integer", "items", "nam
 
 def as_integer(value: Any) -> int | None:
     """``value`` as a Python int if it is an integer, which a bool is not."""
+    if type(value) is int:  # without a try: while a loop runs, torch raises of dead workers anywhere, from a signal handler
+        return value
     if isinstance(value, (bool, np.bool_, type)) or "bool" in str(getattr(value, "dtype", "")):
         return None
     try:

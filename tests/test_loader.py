@@ -254,6 +254,30 @@ def test_the_rest_of_a_message_is_not_awaited_for_ever(num_workers, strike):
     loader.reset()
 
 
+def test_an_error_that_a_signal_handler_raises_is_not_taken_for_another():
+    """torch raises so that a worker has died, wherever the loop is: in the middle of the library too."""
+    loader, raised = SLWLoader(dataset_of(total_steps=10**7), prefetch=0), set()
+
+    def died(*_):
+        raise RuntimeError("a worker has died")
+
+    handler = signal.signal(signal.SIGALRM, died)
+    try:
+        for number in range(1000):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-4 + number * 1e-6)
+                while True:
+                    loader.metrics()
+                    loader.state_dict()
+                    loader.load_state_dict({"step": 21})
+            except Exception as error:
+                raised.add(repr(error))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert raised == {repr(RuntimeError("a worker has died"))}
+
+
 def test_messages_go_through_a_wide_pipe_and_through_one_that_may_not_be_widened(monkeypatch):
     widths, expected = [], first(SLWLoader(dataset_of(), prefetch=0), 40)
 
