@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import LIMIT, PEERS, READY
-from benchmarks.timing import table
+from benchmarks.timing import above_zero, table
 
 ROOT = Path(__file__).parent.parent
 WORKERS = 2
@@ -184,21 +184,21 @@ def number(value: float | None, times: float, digits: int) -> str:
 
 
 def numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
+    return [above_zero(int)(word) for word in text.split(",")]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("--peers", nargs="+", metavar="NAME", choices=PEERS, help="only these; the names are in the tables")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=above_zero(int), default=3)
     parser.add_argument("--minutes", type=float, default=10, help="after which no further round begins")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of each measurement of tokens per second")
-    parser.add_argument("--rows", type=int, default=16, help="of a batch")
+    parser.add_argument("--seconds", type=above_zero(float), default=0.3, help="of each measurement of tokens per second")
+    parser.add_argument("--rows", type=above_zero(int), default=16, help="of a batch")
     parser.add_argument("--lengths", type=numbers, default=[8, 64, 256, 1024], help="of its rows, as 8,64,256,1024")
-    parser.add_argument("--tokens", type=int, default=1 << 24, help="in the corpus")
-    parser.add_argument("--counted", type=int, default=1 << 19, help="in the corpus that finds what is never delivered")
+    parser.add_argument("--tokens", type=above_zero(int), default=1 << 24, help="in the corpus")
+    parser.add_argument("--counted", type=above_zero(int), default=1 << 19, help="in the corpus for what is never delivered")
     parser.add_argument("--resume", type=int, default=100_000, help="the step to resume at")
-    parser.add_argument("--steps", type=int, default=200, help="of training on a peer's batches")
+    parser.add_argument("--steps", type=above_zero(int), default=200, help="of training on a peer's batches")
     parser.add_argument("--growth", action=argparse.BooleanOptionalAction, default=True, help="the tables of growth too")
     return parser.parse_args(arguments)
 

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import per_item, table
+from benchmarks.timing import above_zero, per_item, table
 from slw_data import ConstantSchedule, SLWDataset, SLWLoader, open_tokens
 
 ROWS, LENGTH = 16, 256
@@ -108,10 +108,10 @@ def report(seconds: float, rounds: int, batches: int, most: int | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=0.03, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=15, help="of which the fastest counts")
-    parser.add_argument("--batches", type=int, default=512, help="in the range that is made again and again")
-    parser.add_argument("--lines", type=int, help="of each table, for a quick look")
+    parser.add_argument("--seconds", type=above_zero(float), default=0.03, help="of each measurement")
+    parser.add_argument("--rounds", type=above_zero(int), default=15, help="of which the fastest counts")
+    parser.add_argument("--batches", type=above_zero(int), default=512, help="in the range that is made again and again")
+    parser.add_argument("--lines", type=above_zero(int), help="of each table, for a quick look")
     options = parser.parse_args()
     print(f"Growth: one batch of {ROWS} x {LENGTH} of slw_data, in brackets times the first line")
     report(options.seconds, options.rounds, options.batches, options.lines)

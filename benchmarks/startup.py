@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from benchmarks.timing import table
+from benchmarks.timing import above_zero, table
 from slw_data import LinearSchedule, SLWDataset, SLWLoader, open_tokens
 
 IMPORT = "import time, torch; start = time.perf_counter(); import slw_data; print(time.perf_counter() - start)"
@@ -69,7 +69,7 @@ def resuming(folder: str, times: int = 21) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--imports", type=int, default=7, help="processes that import slw_data (default: 7, after one more)")
+    parser.add_argument("--imports", type=above_zero(int), default=7, help="of slw_data that are timed (default: 7)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         opened, read, memory = far_end(folder)

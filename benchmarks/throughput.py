@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.timing import per_item, ratios, table
+from benchmarks.timing import above_zero, per_item, ratios, table
 from slw_data import SLWDataset, SLWLoader, StagedSchedule, open_tokens
 
 LENGTHS = (8, 64, 256, 1024)
@@ -75,9 +75,9 @@ def contenders(path: str, rows: int, length: int) -> dict[str, Callable[[], Iter
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tokens", type=int, default=1 << 26, help="tokens in the file")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=above_zero(int), default=1 << 26, help="tokens in the file")
+    parser.add_argument("--seconds", type=above_zero(float), default=0.3, help="of each measurement")
+    parser.add_argument("--rounds", type=above_zero(int), default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rates, against = [], []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["per_item", "ratios", "table"]
+__all__ = ["above_zero", "per_item", "ratios", "table"]
 
 
 def per_item(contenders: Mapping[str, Callable[[], Iterator[Any]]], *, seconds: float, rounds: int) -> dict[str, list[float]]:
@@ -44,3 +46,18 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )
+
+
+Number = TypeVar("Number", int, float)
+
+
+def above_zero(kind: type[Number]) -> Callable[[str], Number]:
+    """The type of an option that counts or lasts: an int or a float, finite and above 0."""
+
+    def number(text: str) -> Number:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+        return value
+
+    return number

@@ -157,10 +157,13 @@ def tune_warmup(
 
 def _numbers(losses: Iterable[float]) -> tuple[float, ...]:
     what = "the validation losses that train returns, an iterable of numbers"
-    numbers = [as_number(loss) for loss in items("losses", losses, what)]
-    if None in numbers:
-        raise TypeError(f"losses must be {what}, got {losses!r:.200}")
-    return tuple(number for number in numbers if number is not None)
+    numbers = []
+    for loss in items("losses", losses, what):
+        number = as_number(loss)
+        if number is None:
+            raise TypeError(f"losses must be {what}, got {losses!r:.200}")
+        numbers.append(number)
+    return tuple(numbers)
 
 
 def _ascending(name: str, values: Sequence[int]) -> list[int]:

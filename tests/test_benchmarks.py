@@ -125,3 +125,19 @@ def test_growth_prints_four_tables_and_where_they_are_not_flat(capsys):
     assert len(lines) == 4 * 4 and len(re.findall(r"^in order: .*; shuffled: ", text, re.MULTILINE)) == 4
     assert growth.verdict(["1", "2"], [1.0, 1.2]) == "flat, within 20%"
     assert growth.verdict(["1", "2", "3"], [1.0, 2.0, 1.1]) == "not flat, 2.0 times at 2"
+
+
+@pytest.mark.parametrize("option", ["--rounds=0", "--seconds=-1", "--seconds=nan", "--rows=0", "--lengths=8,0", "--steps=0"])
+def test_options_that_count_or_last_are_above_zero(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        suite.parse([option])
+    assert re.search(r"argument --\w+: must be above 0, got (0|-1|nan)\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("module", ["throughput", "startup", "growth"])
+def test_each_benchmark_refuses_to_measure_nothing(module):
+    option = "--imports" if module == "startup" else "--rounds"
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", option, "0"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and f"{option}: must be above 0, got 0" in done.stderr

@@ -1,5 +1,6 @@
 """The harness of ``tests/faults`` can fail: what it calls lost, duplicated, changed or hung, by hand."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))  # where pytest is not started by python -m pytest
 from tests.faults import zygote
+from tests.faults.kills import ended
 from tests.faults.ledger import Ledger, digest, spans, verdict
 from tests.faults.runs import KINDS, Run, Trainer
 from tests.faults.tally import Tally, table
@@ -73,6 +75,21 @@ def test_a_run_that_nobody_kills_is_written_down_whole(tmp_path, kind):
     Trainer(run, folder, prefetch=0).train()
     assert verdict(run, folder) == {"lost": 0, "duplicated": 0, "changed": 0}
     assert (folder / "finished 0").exists() and len((folder / "ledger 0").read_text().splitlines()) == 40
+
+
+def test_a_killed_rank_counts_also_where_another_that_misses_it_is_seen_first(tmp_path):
+    def end(seconds, status):
+        time.sleep(seconds)
+        if status:
+            os.kill(os.getpid(), status) if status > 1 else os._exit(status)
+
+    def ranks(*endings):
+        tally = Tally("ranks")
+        found = ended(tally, [zygote.fork(tmp_path / "log.txt", end, *each) for each in endings], "here")
+        return found, tally.sound
+
+    assert ranks((0, 1), (0.2, 9)) == ranks((0.2, 9), (0, 1)) == ranks((0, 9), (20, 0)) == (True, True)
+    assert ranks((0, 0), (0.1, 0)) == ranks((0, 1), (0.1, 1)) == (False, True)
 
 
 def test_children_that_hang_or_fail_are_told_from_those_that_return(tmp_path):

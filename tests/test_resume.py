@@ -208,9 +208,10 @@ def test_after_the_end_there_is_nothing_one_warning_and_reset(name, num_workers)
     [loader] = resumed(name, states[-1], num_workers=num_workers)
     with pytest.warns(UserWarning, match=r"finished \(160 steps\).*reset\(\).*epochs.*total_steps") as caught:
         assert list(loader) == []
-    assert [warning.category for warning in caught].count(UserWarning) == 1
+    assert len([warning for warning in caught if "use of fork()" not in str(warning.message)]) == 1
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", r".*use of fork\(\)", DeprecationWarning)  # as in setup.cfg
         assert list(loader) == [] and loader.state_dict() == states[-1]
     loader.reset()
     assert loader.state_dict() == states[0]
