@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from slw_data import ConstantSchedule, ExponentialSchedule, SequenceLengthPlan, SLWDataset, SLWLoader, open_tokens
 from slw_data import set_batch_sequence_length as cut
-from slw_data.plotting import draw_lengths
+from slw_data.plan.plotting import draw_lengths
 from slw_data.training import token_lr
 
 BASELINE, TRUNCATE, CONTROL = "full length", "truncate", "batch size warmup"

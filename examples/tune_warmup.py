@@ -29,7 +29,7 @@ from torch import nn
 from tqdm import tqdm
 
 from slw_data import LinearSchedule, SLWDataset, SLWLoader
-from slw_data.schedules import Schedule
+from slw_data.plan.schedules import Schedule
 from slw_data.training import token_lr
 from slw_data.tuning import tune_warmup
 

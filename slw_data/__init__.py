@@ -1,29 +1,25 @@
 """Sequence length warmup on the data side: batches arrive at the length that a schedule wants at each step.
 
-    schedules   step -> length
-    plan        a schedule and a batch shape: every step's length, rows and tokens
-    stores      tokens at any position    } sources
-    streams     documents in order        }
-    lanes       which token comes where in a store;   rows        cuts batches from it
-    dealing     which document goes where in a stream; documents  cuts batches from it
-    batches     tensors, labels, extras
-    dataset     all of it together
-    workers     chunks from other processes
-    loader      iterates it, and knows which batch was delivered last
-    checkpoint  keeps its state in a file;   agreement   compares it over ranks
+    plan         when      the length, rows and accumulation of every step
+    order        where     which token comes where
+    sources      what      stores (tokens at any position) and streams (documents in order)
+    batch        form      tensors, labels, extras
+    dataset      all of it together
+    delivery     how       threads and worker processes, files that keep a state, agreement over ranks
+    loader       iterates a dataset, and knows which batch was delivered last
 
-Read next: :mod:`slw_data.schedules`.
+Read next: :mod:`slw_data.plan.schedules`.
 """
 
-from slw_data.agreement import check_ranks_agree
-from slw_data.checkpoint import load_state, save_state
 from slw_data.compat import from_composer, from_deepspeed, from_olmo_core
 from slw_data.dataset import SLWDataset
+from slw_data.delivery.agreement import check_ranks_agree
+from slw_data.delivery.checkpoint import load_state, save_state
 from slw_data.errors import DataError, ScheduleError, StateError
 from slw_data.functional import set_batch_sequence_length
 from slw_data.loader import SLWLoader
 from slw_data.plan import SequenceLengthPlan, Stage
-from slw_data.schedules import (
+from slw_data.plan.schedules import (
     ConstantSchedule,
     CosineSchedule,
     CyclicSchedule,
@@ -34,8 +30,8 @@ from slw_data.schedules import (
     SineSchedule,
     StagedSchedule,
 )
-from slw_data.stores import TokenStore, open_tokens
-from slw_data.streams import Block, DocumentStream, open_stream
+from slw_data.sources.stores import TokenStore, open_tokens
+from slw_data.sources.streams import Block, DocumentStream, open_stream
 
 __version__ = "0.1.0"
 

@@ -3,12 +3,12 @@
 Any object may come: an array whose truth value is an error, a tensor without values, a class. So the type is asked for
 first, and what an object says of itself only then. Each function returns the plain Python value.
 
-Read next: :mod:`slw_data.schedules`, which are made of such values.
+Read next: :mod:`slw_data.plan.schedules`, which are made of such values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from slw_data.errors import ScheduleError
 
-__all__ = ["as_integer", "as_number", "choice", "flag", "integer", "items", "names"]
+__all__ = ["as_integer", "as_number", "choice", "flag", "given", "integer", "items", "names", "token_id"]
 
 
 def as_integer(value: Any) -> int | None:
@@ -87,3 +87,18 @@ def names(name: str, values: Any, allowed: Sequence[str] | None) -> tuple[str, .
         if found.count(value) > 1:
             raise ValueError(f"{name} must differ from each other, {value!r} comes twice")
     return found
+
+
+def token_id(name: str, value: Any, vocab_size: int | None) -> int | None:
+    """``value`` as a token id below ``vocab_size``; None is left as it is."""
+    if value is None:
+        return None
+    token = integer(name, value, at_least=0)
+    if vocab_size is not None and token >= vocab_size:
+        raise ValueError(f"{name} must be below vocab_size={vocab_size}, got {token}")
+    return token
+
+
+def given(arguments: Mapping[str, Any]) -> str:
+    """Those arguments that are not None, as they are written."""
+    return ", ".join(f"{name}={value!r:.80}" for name, value in arguments.items() if value is not None)

@@ -2,7 +2,7 @@
 
 Each function re-states one library's formula, floats and all, in optimizer steps counted from 0, and returns a
 :class:`~slw_data.StagedSchedule`: the lengths that library trains at, its oddities included. What crashes there, or
-gives a length of 0, is refused here with its reason. For a new run, write one of :mod:`slw_data.schedules`: those end
+gives a length of 0, is refused here with its reason. For a new run, write one of :mod:`slw_data.plan.schedules`: those end
 when they were asked to.
 
 Read next: :mod:`slw_data.functional`.
@@ -17,7 +17,7 @@ from typing import Any
 
 from slw_data.arguments import integer
 from slw_data.errors import ScheduleError
-from slw_data.schedules import LONGEST, StagedSchedule, check_ladder
+from slw_data.plan.schedules import LONGEST, StagedSchedule, check_ladder
 
 __all__ = ["from_composer", "from_deepspeed", "from_olmo_core"]
 

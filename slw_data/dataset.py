@@ -22,16 +22,17 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from slw_data.arguments import choice, flag, integer, names
-from slw_data.batches import EXTRAS, LABELS, Batch, BatchBuilder, Chunk
-from slw_data.dealing import Snapshot
-from slw_data.documents import MODES, DocumentRows
+from slw_data.arguments import choice, flag, given, integer, names, token_id
+from slw_data.batch.building import EXTRAS, LABELS, Batch, BatchBuilder
+from slw_data.batch.chunk import Chunk
+from slw_data.batch.documents import MODES, DocumentRows
+from slw_data.batch.rows import StoreRows
 from slw_data.errors import DataError, ScheduleError, StateError
-from slw_data.lanes import Lanes
-from slw_data.options import check_mode, check_token, coordinates, given
+from slw_data.order.dealing import Snapshot
+from slw_data.order.lanes import Lanes
 from slw_data.plan import SequenceLengthPlan
-from slw_data.rows import StoreRows
-from slw_data.schedules import Schedule
+from slw_data.plan.schedules import Schedule
+from slw_data.ranks import coordinates
 from slw_data.sources import Stores, open_source
 from slw_data.state import Identity, Position, dump_state, parse_state
 
@@ -68,7 +69,7 @@ class SLWDataset(IterableDataset[Batch]):
         columns: parallel per-token columns to deliver, input_ids among them.
         extras: any of "position_ids" (from 0 in each row and in each document of it), "document_ids" (0, 1, ... in each
             row), "step" (the optimizer step, one for each row), "cu_seq_lens" (the batch as one row of tokens_per_batch
-            tokens for variable-length attention; see :mod:`slw_data.flat`).
+            tokens for variable-length attention; see :mod:`slw_data.batch.flat`).
         vocab_size: check that all token ids are below it.
         eos_id: the token that ends a document, where the source does not know its documents.
         pad_id: fills rows in modes "segment" and "truncate" (attention_mask 0, label -100).
@@ -122,8 +123,8 @@ class SLWDataset(IterableDataset[Batch]):
         )
         self.seed = integer("seed", seed, at_least=0)
         self.vocab_size = None if vocab_size is None else integer("vocab_size", vocab_size, at_least=1)
-        self.eos_id, self.pad_id = (check_token(n, x, self.vocab_size) for n, x in (("eos_id", eos_id), ("pad_id", pad_id)))
-        check_mode(mode, shuffle=self.shuffle, pad_id=self.pad_id, preserve_eos=preserve_eos)
+        self.eos_id, self.pad_id = (token_id(n, x, self.vocab_size) for n, x in (("eos_id", eos_id), ("pad_id", pad_id)))
+        _check_mode(mode, shuffle=self.shuffle, pad_id=self.pad_id, preserve_eos=preserve_eos)
         self.epochs = None if epochs is None else integer("epochs", epochs, at_least=1)
         self._explicit_ranks = any(x is not None for x in (dp_rank, dp_world_size, mesh))
         self.dp_rank, self.dp_world_size = coordinates(dp_rank, dp_world_size, mesh)  # the mesh itself cannot be pickled
@@ -471,3 +472,15 @@ class SLWDataset(IterableDataset[Batch]):
     def _check_exact(self) -> None:
         if not isinstance(self.source, Stores) and self.source.not_exact is not None:
             raise StateError(f"this run cannot be resumed exactly: {self.source.not_exact}")
+
+
+def _check_mode(mode: str, *, shuffle: bool, pad_id: int | None, preserve_eos: bool) -> None:
+    """ValueError for options that ``mode`` has no use for, or that it lacks."""
+    if mode == "stream" and (pad_id is not None or preserve_eos):
+        raise ValueError("pad_id and preserve_eos are of modes 'segment' and 'truncate': mode 'stream' pads nothing")
+    if mode != "stream" and pad_id is None:
+        raise ValueError(f"mode={mode!r} pads rows, and needs pad_id: the id to pad with (such as eos_id)")
+    if mode != "stream" and shuffle:
+        raise ValueError(f"shuffle=True permutes blocks of tokens; in mode={mode!r} shuffle the documents instead")
+    if preserve_eos and mode != "truncate":
+        raise ValueError(f"preserve_eos is of mode 'truncate', where tokens are discarded; mode is {mode!r}")

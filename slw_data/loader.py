@@ -13,21 +13,21 @@ any other iterable through untouched. This is the last module on a batch's path.
 
 from __future__ import annotations
 
-import queue
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
 
 from slw_data.arguments import flag, integer
-from slw_data.batches import Batch, Chunk
+from slw_data.batch.building import Batch
+from slw_data.batch.chunk import Chunk
 from slw_data.dataset import SLWDataset
+from slw_data.delivery.reading import Direct, Threaded, Workers
+from slw_data.delivery.workers import Messages, check_picklable, worker_options
 from slw_data.errors import StateError
 from slw_data.state import Position
-from slw_data.workers import Messages, check_picklable, worker_options
 
 __all__ = ["SLWLoader"]
 
@@ -76,7 +76,7 @@ class SLWLoader:
         elif any(self._worker_options.values()):
             given = ", ".join(f"{name}={value!r}" for name, value in self._worker_options.items() if value)
             raise ValueError(f"{given}: these options are of worker processes, and num_workers is 0")
-        self._source: _Direct | _Threaded | _Workers | None = None
+        self._source: Direct | Threaded | Workers | None = None
         self._last: tuple[Position | Chunk, int] = dataset.position, 0
         self._moves = self._iterators = 0
         self._warned = self._ended = False
@@ -99,13 +99,13 @@ class SLWLoader:
             " Use SLWTrainer of slw_data.integrations.huggingface there, and the loader itself elsewhere"
         )
 
-    def _open(self) -> _Direct | _Threaded | _Workers:
+    def _open(self) -> Direct | Threaded | Workers:
         self.dataset.check_ranks()
         if self.num_workers:
             messages = Messages(self.dataset, self.position, self.num_workers, self._worker_options)
-            return _Workers(messages, self.dataset.build)
+            return Workers(messages, self.dataset.build)
         chunks = self.dataset.chunks(self.position)
-        return _Threaded(chunks, self.dataset.build, self.prefetch) if self.prefetch else _Direct(chunks, self.dataset.build)
+        return Threaded(chunks, self.dataset.build, self.prefetch) if self.prefetch else Direct(chunks, self.dataset.build)
 
     def _deliver(self, moves: int) -> Iterator[Batch]:
         """Batches from the position on, until they end or the loader is moved. Several iterators share what is read."""
@@ -277,80 +277,3 @@ class SLWLoader:
 
 def _pinned(batch: Batch) -> Batch:
     return {name: value.pin_memory() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-
-
-# -- where batches come from -------------------------------------------------------------------------------------------
-
-Build = Callable[[Chunk], Iterator[Batch]]
-
-
-class _Direct:
-    """Reads the next chunk when the last one is used up."""
-
-    def __init__(self, chunks: Iterator[Chunk], build: Build) -> None:
-        self._chunks, self._build = chunks, build
-        self._chunk: Chunk | None = None
-        self._batches: Iterator[tuple[int, Batch]] = iter(())
-
-    def take(self) -> tuple[Chunk, int, Batch] | None:
-        """The next batch, with its chunk and its place there; None at the end."""
-        while True:
-            for index, batch in self._batches:
-                assert self._chunk is not None
-                return self._chunk, index, batch
-            self._chunk = next(self._chunks, None)
-            if self._chunk is None:
-                return None
-            self._batches = enumerate(self._build(self._chunk))
-
-    def close(self) -> None:
-        self._chunks, self._batches = iter(()), iter(())
-
-
-class _Threaded(_Direct):
-    """A thread reads chunks ahead. It refers to the queue alone, so dropping this object ends it."""
-
-    def __init__(self, chunks: Iterator[Chunk], build: Build, ahead: int) -> None:
-        self._queue: queue.Queue[Chunk | BaseException | None] = queue.Queue(ahead)
-        self._stop = threading.Event()
-        super().__init__(_received(self._queue), build)
-        threading.Thread(target=_fill, args=(chunks, self._queue, self._stop), daemon=True, name="slw_data").start()
-
-    def close(self) -> None:
-        super().close()
-        self._stop.set()
-        while not self._queue.empty():  # a thread that waits for room sees the event at once
-            self._queue.get()
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def _received(waiting: queue.Queue[Chunk | BaseException | None]) -> Iterator[Chunk]:
-    while (item := waiting.get()) is not None:
-        if isinstance(item, BaseException):
-            raise item
-        yield item
-
-
-def _fill(chunks: Iterator[Chunk], waiting: queue.Queue[Chunk | BaseException | None], stop: threading.Event) -> None:
-    try:
-        for chunk in chunks:
-            waiting.put(chunk)
-            if stop.is_set():
-                return
-        waiting.put(None)
-    except BaseException as error:  # to be raised where the chunk is awaited
-        waiting.put(error)
-
-
-class _Workers(_Direct):
-    """Other processes read. See :mod:`slw_data.workers`."""
-
-    def __init__(self, messages: Messages, build: Build) -> None:
-        self._messages = messages
-        super().__init__(messages, build)
-
-    def close(self) -> None:
-        self._messages.close()
-        super().close()

@@ -6,7 +6,7 @@
     epoch          the pass over the source that the next row begins in
     plan, source, order    fingerprints: what fixes the shapes, the tokens, and their order
     dp_rank, dp_world_size None, or the rank whose own part of the data this is (``sharded=True``)
-    stream         "" for a store; else the stream's snapshot (:class:`slw_data.dealing.Snapshot`) as JSON
+    stream         "" for a store; else the stream's snapshot (:class:`slw_data.order.dealing.Snapshot`) as JSON
     checksum       of all of these, so that a damaged state is refused
 
 It is the same on every rank (but for ``sharded=True``), has the same keys at every step, and survives ``json`` and
@@ -25,8 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slw_data.dealing import Snapshot
 from slw_data.errors import StateError
+from slw_data.order.dealing import Snapshot
 from slw_data.plan import SequenceLengthPlan
 
 __all__ = ["VERSION", "Identity", "Position", "dump_state", "parse_state"]

@@ -1,7 +1,7 @@
 """Checks for schedules, stores and streams of your own: call them from your tests.
 
 They raise AssertionError, and say at which step or batch the first difference is. The last of the package's modules;
-:mod:`slw_data.stores.protocol` and :mod:`slw_data.streams.protocol` say what to write.
+:mod:`slw_data.sources.stores.protocol` and :mod:`slw_data.sources.streams.protocol` say what to write.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from slw_data.batches import Batch
+from slw_data.batch.building import Batch
 from slw_data.dataset import SLWDataset
 from slw_data.loader import SLWLoader
-from slw_data.schedules import Schedule
+from slw_data.plan.schedules import Schedule
 
 __all__ = ["assert_resumes_exactly", "assert_same_for_any_num_workers", "assert_valid_schedule"]
 

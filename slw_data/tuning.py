@@ -25,7 +25,7 @@ from itertools import accumulate, pairwise
 
 from slw_data.arguments import as_number, integer, items
 from slw_data.errors import ScheduleError
-from slw_data.schedules import LinearSchedule
+from slw_data.plan.schedules import LinearSchedule
 
 __all__ = ["Probe", "Tuning", "tune_warmup"]
 

@@ -9,8 +9,8 @@ from oracle import batches_of, naive_batches, naive_lane_positions, naive_plan, 
 from strategies import documents, runs
 
 from slw_data import SLWDataset
-from slw_data.batches import EXTRAS
-from slw_data.lanes import permute
+from slw_data.batch.building import EXTRAS
+from slw_data.order.permutation import permute
 
 EOS = 9
 some_documents = documents(max_documents=12, max_tokens=14).filter(any)

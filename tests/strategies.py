@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from slw_data.schedules import (
+from slw_data.plan.schedules import (
     ConstantSchedule,
     CosineSchedule,
     CyclicSchedule,

@@ -8,7 +8,7 @@ import torch
 from cases import ids, joined, numbered
 
 from slw_data import ConstantSchedule, LinearSchedule, SLWDataset, SLWLoader, StagedSchedule
-from slw_data.batches import EXTRAS
+from slw_data.batch.building import EXTRAS
 
 DOCUMENTS = ("position_ids", "document_ids")
 

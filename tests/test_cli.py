@@ -22,7 +22,7 @@ from slw_data import cli
 from slw_data.cli import check, command, faults, plot, reading
 from slw_data.cli.command import build_parser
 from slw_data.dataset import SLWDataset
-from slw_data.schedules import LinearSchedule
+from slw_data.plan.schedules import LinearSchedule
 
 ROOT = Path(__file__).parent.parent
 

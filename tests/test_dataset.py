@@ -12,7 +12,7 @@ from oracle import naive_plan
 from refusals import refused
 
 from slw_data import ConstantSchedule, DataError, LinearSchedule, ScheduleError, SLWDataset, SLWLoader, StagedSchedule
-from slw_data.batches import EXTRAS, LABELS
+from slw_data.batch.building import EXTRAS, LABELS
 
 
 @given(store_runs(), st.sampled_from(LABELS), st.booleans())

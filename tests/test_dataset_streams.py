@@ -22,7 +22,7 @@ from oracle import naive_dealing, rows_of
 from refusals import refused
 
 from slw_data import ConstantSchedule, DataError, SLWDataset, SLWLoader, StagedSchedule, open_stream
-from slw_data.batches import LABELS
+from slw_data.batch.building import LABELS
 
 
 @given(stream_runs(), st.sampled_from(LABELS), some_extras)

@@ -14,8 +14,8 @@ from oracle import batches_of, naive_dealing, naive_plan, naive_tensors
 from refusals import refused
 
 from slw_data import ConstantSchedule, DataError, SLWDataset, SLWLoader, StagedSchedule
-from slw_data.batches import LABELS
-from slw_data.streams import Block
+from slw_data.batch.building import LABELS
+from slw_data.sources.streams import Block
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 EVEN = [[10 * i + k for k in range(4 if i % 3 else 8)] for i in range(40)]

@@ -11,9 +11,10 @@ from oracle import naive_lane_positions, naive_plan
 from strategies import Table, runs
 
 from slw_data.errors import DataError
-from slw_data.lanes import Lanes, permute
+from slw_data.order.lanes import Lanes
+from slw_data.order.permutation import permute
 from slw_data.plan import SequenceLengthPlan
-from slw_data.schedules import ConstantSchedule, StagedSchedule
+from slw_data.plan.schedules import ConstantSchedule, StagedSchedule
 
 SIZES = [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 63, 64, 65, 100, 255, 256, 257, 1000, 4095, 4097, 65_537]
 

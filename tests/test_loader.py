@@ -14,7 +14,7 @@ import pytest
 import torch
 from refusals import refused
 
-import slw_data.batches
+import slw_data.batch.building
 from slw_data import (
     ConstantSchedule,
     DataError,
@@ -336,7 +336,7 @@ def test_an_interrupt_while_batches_are_made_leaves_the_last_delivered_one(monke
     """Ctrl-C may come anywhere: here, when the ``at``-th block of batches is cast."""
     loader = SLWLoader(dataset_of(source, StagedSchedule([4, 8, 2], [3, 6]), total_steps=30), prefetch=prefetch)
     clean = [b["input_ids"].tolist() for b in dataset_of(source, StagedSchedule([4, 8, 2], [3, 6]), total_steps=30)]
-    original, calls = slw_data.batches._fit, itertools.count(1)
+    original, calls = slw_data.batch.building._fit, itertools.count(1)
 
     def interrupted(values):
         if next(calls) == 2 * at:
@@ -344,7 +344,7 @@ def test_an_interrupt_while_batches_are_made_leaves_the_last_delivered_one(monke
         return original(values)
 
     found = []
-    monkeypatch.setattr(slw_data.batches, "_fit", interrupted)
+    monkeypatch.setattr(slw_data.batch.building, "_fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         for batch in loader:
             found.append(batch["input_ids"].tolist())

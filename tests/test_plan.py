@@ -14,7 +14,7 @@ from oracle import naive_lengths, naive_plan
 from strategies import KINDS, Table, batch_shapes, cyclic, runs, values, warmups
 
 from slw_data.plan import SequenceLengthPlan, Stage
-from slw_data.schedules import (
+from slw_data.plan.schedules import (
     ConstantSchedule,
     CyclicSchedule,
     DoublingSchedule,

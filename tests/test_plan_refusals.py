@@ -10,7 +10,7 @@ from strategies import Table
 
 from slw_data.errors import ScheduleError
 from slw_data.plan import SequenceLengthPlan, Stage
-from slw_data.schedules import (
+from slw_data.plan.schedules import (
     ConstantSchedule,
     CyclicSchedule,
     LinearSchedule,

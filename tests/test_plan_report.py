@@ -10,7 +10,7 @@ from refusals import refused
 from strategies import Table, batch_shapes, runs, schedules
 
 from slw_data.plan import Cost, SequenceLengthPlan, Stage
-from slw_data.schedules import (
+from slw_data.plan.schedules import (
     ConstantSchedule,
     CyclicSchedule,
     DoublingSchedule,
@@ -94,7 +94,7 @@ def test_a_repr_is_the_expression_that_makes_the_plan():
 def test_a_repr_can_be_pasted_back(schedule, data):
     end = data.draw(st.sampled_from([{}, {"total_steps": 40}, {"total_tokens": 900}]))
     plan = SequenceLengthPlan(schedule, **data.draw(batch_shapes(schedule)), **end)
-    names = {**vars(sys.modules["slw_data.schedules"]), "SequenceLengthPlan": SequenceLengthPlan, "Table": Table}
+    names = {**vars(sys.modules["slw_data.plan.schedules"]), "SequenceLengthPlan": SequenceLengthPlan, "Table": Table}
     again = eval(repr(plan), names)
     assert repr(again) == repr(plan) and again.total_steps == plan.total_steps
     assert [again.tokens_before(s) for s in range(60)] == [plan.tokens_before(s) for s in range(60)]

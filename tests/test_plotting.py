@@ -7,9 +7,9 @@ import pytest
 from refusals import refused
 
 from slw_data.plan import SequenceLengthPlan
-from slw_data.plotting import Curve, draw_lengths, picture
-from slw_data.report import html_table, text_table
-from slw_data.schedules import ConstantSchedule, CyclicSchedule, DoublingSchedule, LinearSchedule, StagedSchedule
+from slw_data.plan.plotting import Curve, draw_lengths, picture
+from slw_data.plan.report import html_table, text_table
+from slw_data.plan.schedules import ConstantSchedule, CyclicSchedule, DoublingSchedule, LinearSchedule, StagedSchedule
 
 GROWING = SequenceLengthPlan(StagedSchedule([8, 16, 12], [3, 5]), batch_size=2, total_steps=9)
 

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from oracle import batches_of, naive_batches, naive_lane_positions, naive_plan
 from strategies import runs
 
+from slw_data.batch.rows import StoreRows
 from slw_data.errors import DataError
-from slw_data.lanes import Lanes, permute
+from slw_data.order.lanes import Lanes
+from slw_data.order.permutation import permute
 from slw_data.plan import SequenceLengthPlan
-from slw_data.rows import StoreRows
-from slw_data.schedules import ConstantSchedule, StagedSchedule
+from slw_data.plan.schedules import ConstantSchedule, StagedSchedule
 
 
 class ListStore:

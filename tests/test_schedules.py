@@ -14,9 +14,9 @@ from oracle import naive_lengths
 from refusals import refused
 from strategies import KINDS, WARMUPS, Table, cyclic, degrees, staged, values, warmups
 
-from slw_data import schedules as module
 from slw_data.plan import SequenceLengthPlan
-from slw_data.schedules import (
+from slw_data.plan import schedules as module
+from slw_data.plan.schedules import (
     ConstantSchedule,
     CosineSchedule,
     CyclicSchedule,

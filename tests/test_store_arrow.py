@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from store_oracle import assert_reads_like, document_lists, joined, offsets_of, seeds
 
 from slw_data.errors import DataError
-from slw_data.stores import check_parallel, open_tokens
+from slw_data.sources.stores import check_parallel, open_tokens
 
 ITEM_TYPES = (pa.uint8(), pa.int16(), pa.uint16(), pa.int32(), pa.int64(), pa.uint64())
 LIST_TYPES = (pa.list_, pa.large_list)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from store_oracle import write_megatron, write_raw
 
 from slw_data.errors import DataError
-from slw_data.stores import open_tokens
+from slw_data.sources.stores import open_tokens
 
 
 def refused(error, path, *facts, **options):

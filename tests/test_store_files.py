@@ -25,8 +25,8 @@ from store_oracle import (
 )
 
 from slw_data.errors import DataError
-from slw_data.stores import open_tokens
-from slw_data.stores.files import OPEN_FILES
+from slw_data.sources.stores import open_tokens
+from slw_data.sources.stores.files import OPEN_FILES
 
 INTEGER_CODES = tuple(dtype for dtype in MEGATRON_CODES if "float" not in dtype)
 

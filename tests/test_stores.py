@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from store_oracle import DTYPES, assert_reads_like, document_lists, joined, offsets_of, seeds, token_lists
 
 from slw_data.errors import DataError
-from slw_data.stores import TokenStore, check_parallel, open_tokens
-from slw_data.stores.pieces import PiecedStore, Pieces, whole
-from slw_data.stores.windows import copy_windows
+from slw_data.sources.stores import TokenStore, check_parallel, open_tokens
+from slw_data.sources.stores.pieces import PiecedStore, Pieces, whole
+from slw_data.sources.stores.windows import copy_windows
 
 
 class Counting:
@@ -194,7 +194,7 @@ def test_an_array_store_survives_pickling(tokens, dtype):
 
 def test_importing_stores_imports_neither_datasets_nor_pyarrow():
     code = (
-        "import sys, slw_data.stores; print([m for m in ('datasets', 'pyarrow', 'transformers') if m in sys.modules])"
+        "import sys, slw_data.sources.stores; print([m for m in ('datasets', 'pyarrow', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from slw_data.errors import DataError
-from slw_data.streams import open_stream
+from slw_data.sources.streams import open_stream
 
 
 def read(stream):

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from slw_data.errors import DataError, StateError
-from slw_data.streams import huggingface, open_stream
-from slw_data.streams.huggingface import flat_lists
+from slw_data.sources.streams import huggingface, open_stream
+from slw_data.sources.streams.huggingface import flat_lists
 
 DOCUMENTS = [[10 * i + k for k in range(i % 5)] for i in range(45)]
 
@@ -422,6 +422,6 @@ def test_uint64_above_int64_names_the_place():
 
 
 def test_opening_a_stream_does_not_import_datasets():
-    code = "import sys, slw_data.streams as s; s.open_stream([[1]]); print({'datasets', 'pyarrow'} & set(sys.modules))"
+    code = "import sys, slw_data.sources.streams as s; s.open_stream([[1]]); print({'datasets', 'pyarrow'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

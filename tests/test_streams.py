@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from slw_data.errors import DataError, StateError
-from slw_data.streams import StoreDocuments, blocks, open_stream, stored
-from slw_data.streams.items import SequenceStream
-from slw_data.streams.iterables import IterableStream
+from slw_data.sources.streams import StoreDocuments, blocks, open_stream, stored
+from slw_data.sources.streams.items import SequenceStream
+from slw_data.sources.streams.iterables import IterableStream
 
 document_lists = st.lists(st.lists(st.integers(0, 2**63 - 1), max_size=6), max_size=40)
 EXAMPLE = [[10 * i + k for k in range(i % 4)] for i in range(50)]

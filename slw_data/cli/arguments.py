@@ -18,7 +18,7 @@ from typing import Any
 
 from slw_data.cli.configs import composer_schedule, deepspeed_schedule, read_mapping
 from slw_data.plan import SequenceLengthPlan
-from slw_data.schedules import (
+from slw_data.plan.schedules import (
     ConstantSchedule,
     CosineSchedule,
     CyclicSchedule,

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slw_data.batches import Batch
+from slw_data.batch.building import Batch
 from slw_data.cli.arguments import RUN, SHAPE, Arguments
 from slw_data.cli.tokenizers import Decode
 from slw_data.dataset import SLWDataset
 from slw_data.loader import SLWLoader
-from slw_data.stores import TokenStore
+from slw_data.sources.stores import TokenStore
 
 __all__ = ["Rows", "show_step"]
 

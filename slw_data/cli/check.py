@@ -20,9 +20,9 @@ import numpy as np
 from slw_data.cli.faults import Fault, finders
 from slw_data.cli.reading import add_source, counted, spans
 from slw_data.errors import DataError
-from slw_data.stores import TokenStore, open_tokens
-from slw_data.stores.arrow import ArrowStore, open_folder
-from slw_data.stores.megatron import HEADER
+from slw_data.sources.stores import TokenStore, open_tokens
+from slw_data.sources.stores.arrow import ArrowStore, open_folder
+from slw_data.sources.stores.megatron import HEADER
 
 __all__ = ["add_arguments", "run"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slw_data.compat import from_composer, from_deepspeed
-from slw_data.schedules import Schedule
+from slw_data.plan.schedules import Schedule
 
 __all__ = ["composer_schedule", "deepspeed_schedule", "read_mapping"]
 

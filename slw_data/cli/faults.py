@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from slw_data.stores import TokenStore
+from slw_data.sources.stores import TokenStore
 
 __all__ = ["PIECE", "Fault", "Finder", "finders"]
 

@@ -15,7 +15,7 @@ from slw_data.cli.arguments import KNOWN, add_plan, add_run, merged
 from slw_data.cli.batch import Rows, show_step
 from slw_data.cli.reading import add_source, counted, kind, open_paths, spans
 from slw_data.cli.tokenizers import open_tokenizer
-from slw_data.stores import TokenStore
+from slw_data.sources.stores import TokenStore
 
 __all__ = ["add_arguments", "run"]
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from slw_data.cli.arguments import Arguments, add_plan, merged
-from slw_data.plotting import Curve, picture
+from slw_data.plan.plotting import Curve, picture
 
 __all__ = ["add_arguments", "run"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from slw_data.stores import TokenStore, open_tokens
-from slw_data.stores.arrow import ArrowStore
+from slw_data.sources.stores import TokenStore, open_tokens
+from slw_data.sources.stores.arrow import ArrowStore
 
 __all__ = ["BLOCK", "add_source", "counted", "kind", "open_paths", "spans"]
 

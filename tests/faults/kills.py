@@ -16,10 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from slw_data import SLWLoader, check_ranks_agree, checkpoint, save_state
-from slw_data.dealing import Dealer, Lane
-from slw_data.rows import StoreRows
-from slw_data.workers import WorkerChunks
+from slw_data import SLWLoader, check_ranks_agree, save_state
+from slw_data.batch.rows import StoreRows
+from slw_data.delivery import checkpoint
+from slw_data.delivery.workers import WorkerChunks
+from slw_data.order.dealing import Dealer, Lane
 from tests.faults import zygote
 from tests.faults.ledger import verdict
 from tests.faults.runs import KINDS, Run, Trainer

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from slw_data import SLWDataset, SLWLoader, StagedSchedule, load_state, open_tokens, save_state
-from slw_data.batches import IGNORE
-from slw_data.lanes import permute
+from slw_data.batch.flat import IGNORE
+from slw_data.order.permutation import permute
 from tests.faults.ledger import Ledger
 from tests.oracle import naive_batches, naive_dealing, naive_lane_positions, naive_plan
 

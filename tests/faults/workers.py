@@ -9,7 +9,8 @@ import signal
 import time
 from pathlib import Path
 
-from slw_data import batches, save_state
+from slw_data import save_state
+from slw_data.batch import chunk
 from tests.faults import zygote
 from tests.faults.kills import check_remains, finish
 from tests.faults.runs import KINDS, Run, Trainer
@@ -49,7 +50,7 @@ def strike_once(tally: Tally, run: Run, parent: Path, strike: signal.Signals, nu
 
 def until_the_error(run: Run, folder: Path, strike: signal.Signals, number: int) -> None:
     """Train with two workers, strike one, and write down what is raised and when."""
-    batches._SPAN_BATCHES = 16  # of a message, so that most are still to come: else a run may end well beside a stopped worker
+    chunk._SPAN_BATCHES = 16  # of a message, so that most are still to come: else a run may end well beside a stopped worker
     trainer = Trainer(run, folder, num_workers=2, timeout=TIMEOUT)
     began = None
     try:

@@ -1,0 +1,88 @@
+"""Sources: which of the two kinds a thing is, a store (random access) or a stream (in order), and opening it.
+
+Read next: :mod:`slw_data.dataset`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from slw_data.sources.stores import TokenStore, check_parallel, open_tokens
+from slw_data.sources.stores.protocol import is_store
+from slw_data.sources.streams import DocumentStream, StoreDocuments, open_stream
+
+__all__ = ["Stores", "open_source"]
+
+
+@dataclass(frozen=True)
+class Stores:
+    """A store for each column, cut at the same places."""
+
+    columns: Mapping[str, TokenStore]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.columns["input_ids"])
+
+    @property
+    def name(self) -> str:
+        return self.columns["input_ids"].name
+
+    @property
+    def fingerprint(self) -> str:
+        first, *rest = self.columns.items()
+        return "; ".join([first[1].fingerprint, *(f"{name}: {store.fingerprint}" for name, store in rest)])
+
+
+def open_source(
+    source: Any, columns: Sequence[str], *, mode: str, vocab_size: int | None, eos_id: int | None
+) -> Stores | DocumentStream:
+    """``source`` with ``columns``: stores for mode "stream"; for the other modes the documents in them."""
+    if isinstance(source, Mapping):
+        missing = [name for name in columns if name not in source]
+        if missing:
+            raise KeyError(f"the source has no column {missing[0]!r}, only {', '.join(map(repr, source))}")
+        parts = {name: source[name] for name in columns}
+    elif _is_store(source):
+        parts = dict.fromkeys(columns, source)
+        if len(parts) > 1 and not _has_columns(source):
+            raise ValueError(
+                f"a {type(source).__name__} is a single column, and columns={tuple(columns)} were asked for: pass a mapping"
+                " such as {'input_ids': ..., 'loss_mask': ...}"
+            )
+    else:
+        return open_stream(source, columns=tuple(columns))
+    stores = {
+        name: open_tokens(part, column=name, vocab_size=vocab_size if name == "input_ids" else None)
+        for name, part in parts.items()
+    }
+    check_parallel(stores)
+    if mode == "stream":
+        return Stores(stores)
+    if stores["input_ids"].documents is None and eos_id is None:
+        raise ValueError(
+            f"mode={mode!r} needs documents, and {stores['input_ids'].name} knows none: pass eos_id, the token that ends each"
+        )
+    return StoreDocuments(stores, eos_id)
+
+
+def _is_store(source: Any) -> bool:
+    if isinstance(source, (str, os.PathLike, np.ndarray, torch.Tensor)) or is_store(source) or _is_hf_dataset(source):
+        return True
+    return isinstance(source, (list, tuple)) and bool(source) and isinstance(source[0], (os.PathLike, str))
+
+
+def _has_columns(source: Any) -> bool:
+    return _is_hf_dataset(source) or (isinstance(source, (str, os.PathLike)) and os.path.isdir(source))
+
+
+def _is_hf_dataset(source: Any) -> bool:
+    datasets = sys.modules.get("datasets")  # whoever holds a Dataset has imported it
+    return datasets is not None and isinstance(source, datasets.Dataset)

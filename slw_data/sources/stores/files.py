@@ -1,0 +1,150 @@
+"""Files of tokens: found, measured and sampled when opened, mapped when read.
+
+A :class:`TokenFile` says where the tokens of one file lie. It holds nothing open and is what travels to other
+processes. :class:`FileSources` maps files as they are read, and keeps at most :data:`OPEN_FILES` of them mapped, so
+that 10,000 files work under the usual limit of 1,024 descriptors (two each).
+
+Reading a mapped page that its file no longer has kills the process with SIGBUS, without an exception. So the size is
+asked for before every access, one ``fstat``, and a file that shrank is refused with DataError.
+Read :mod:`slw_data.sources.stores.npy` and :mod:`slw_data.sources.stores.megatron` next, for files that describe themselves.
+"""
+
+import errno
+import mmap
+import os
+import stat
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from slw_data.errors import DataError
+from slw_data.sources.stores.fingerprints import PLACES, fingerprint
+from slw_data.sources.stores.protocol import Tokens
+
+__all__ = ["FileSources", "TokenFile", "describe_file", "open_regular", "raw_file"]
+
+OPEN_FILES = 64
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """``count`` tokens of ``dtype`` from byte ``offset`` on; ``size`` (bytes) and ``mtime_ns`` are those at opening."""
+
+    path: str
+    dtype: np.dtype[Any]
+    offset: int
+    count: int
+    size: int
+    mtime_ns: int
+    inode: tuple[int, int]
+    mark: str
+
+
+class MappedFile:
+    """A file that is mapped into memory, and open to be watched."""
+
+    def __init__(self, file: TokenFile) -> None:
+        self._file, self._warned = file, False
+        with open_regular(file.path) as (descriptor, status):
+            self._check_size(status.st_size)
+            self._map = mmap.mmap(descriptor, file.offset + file.count * file.dtype.itemsize, access=mmap.ACCESS_READ)
+            self._descriptor = os.dup(descriptor)  # the map has one too, but does not show it
+        weakref.finalize(self, os.close, self._descriptor)
+        self._tokens = np.frombuffer(self._map, file.dtype, file.count, file.offset)
+
+    def tokens(self) -> Tokens:
+        """All tokens of the file, after a look at its size and time of modification."""
+        status = os.fstat(self._descriptor)
+        self._check_size(status.st_size)
+        if status.st_mtime_ns != self._file.mtime_ns and not self._warned:
+            self._warned = True
+            message = f"{self._file.path} was modified while it was open: batches may hold old and new tokens"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return self._tokens
+
+    def _check_size(self, size: int) -> None:
+        if size < self._file.size:
+            raise DataError(
+                f"{self._file.path} shrank from {self._file.size} to {size} bytes while it was open: "
+                "a store must not change; write to another path and rename"
+            )
+
+
+class FileSources:
+    """The tokens of files by number; at most :data:`OPEN_FILES` files are mapped at once."""
+
+    def __init__(self, files: Sequence[TokenFile]) -> None:
+        known = self.files = tuple(files)
+        self._mapped = lru_cache(maxsize=OPEN_FILES)(lambda number: MappedFile(known[number]))
+
+    def __getitem__(self, number: int) -> Tokens:
+        return self._mapped(number).tokens()
+
+    def __reduce__(self) -> tuple[type["FileSources"], tuple[tuple[TokenFile, ...]]]:
+        return FileSources, (self.files,)
+
+
+@contextmanager
+def open_regular(path: str) -> Iterator[tuple[int, os.stat_result]]:
+    """(descriptor, status) of a regular file. Anything else is refused before it is opened: a FIFO would block."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "Is a folder, expected a file of tokens", path)
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path} is not a regular file ({stat.filemode(mode)}): copy the tokens to a file")
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor, os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def describe_file(
+    path: str, dtype: np.dtype[Any], offset: int, count: int, places: int = PLACES, documents: str = ""
+) -> TokenFile:
+    """The :class:`TokenFile` of tokens whose place in the file is known; samples the file for its fingerprint."""
+    with open_regular(path) as (descriptor, status):
+        read = partial(_read_tokens, descriptor, dtype, offset)
+        mark = fingerprint(dtype, count, read, places=places, documents=documents)
+        inode = status.st_dev, status.st_ino
+        return TokenFile(path, dtype, offset, count, status.st_size, status.st_mtime_ns, inode, mark)
+
+
+def raw_file(path: str, dtype: np.dtype[Any], places: int = PLACES) -> TokenFile:
+    """A headerless file: nothing but tokens of ``dtype``, as nanoGPT and others write them."""
+    with open_regular(path) as (descriptor, status):
+        size, start = status.st_size, os.pread(descriptor, 12, 0)
+    if size == 0:
+        raise DataError(f"{path} is empty (0 bytes, expected at least {dtype.itemsize}): leave it out")
+    count, spare = divmod(size, dtype.itemsize)
+    if spare:
+        raise DataError(
+            f"{path} has {size} bytes, not a multiple of the item size {dtype.itemsize} of {dtype.name} "
+            f"({spare} spare bytes): it was cut short, or written with another dtype"
+        )
+    _refuse_header(path, dtype, start, size)
+    return describe_file(path, dtype, 0, count, places)
+
+
+def _refuse_header(path: str, dtype: np.dtype[Any], start: bytes, size: int) -> None:
+    """Headers that are known and would be read as tokens: NumPy's, and the 1024 bytes of llm.c."""
+    if start.startswith(b"\x93NUMPY"):
+        raise DataError(f"{path} begins with a .npy header, expected nothing but tokens: rename it to end in .npy")
+    if len(start) == 12:
+        magic, _, count = np.frombuffer(start, "<i4").tolist()
+        if magic in (20240520, 20240801) and 1024 + count * dtype.itemsize == size:
+            raise DataError(
+                f"{path} begins with the 1024-byte header of llm.c ({count} tokens), expected nothing but tokens: "
+                f"write open_tokens(numpy.memmap(path, dtype={dtype.name!r}, mode='r', offset=1024))"
+            )
+
+
+def _read_tokens(descriptor: int, dtype: np.dtype[Any], offset: int, start: int, stop: int) -> Tokens:
+    size, position = (stop - start) * dtype.itemsize, offset + start * dtype.itemsize
+    return np.frombuffer(os.pread(descriptor, size, position), dtype)

@@ -1,0 +1,125 @@
+"""From arrays to blocks: what every source shares after its items are read.
+
+A source yields drafts: a position, and some consecutive items, empty ones included. :func:`pack` makes drafts of single
+documents, and :func:`sealed` makes blocks of drafts: it drops empty documents, ends each other one with ``append_eos``,
+and refuses a source that gives nothing for ever. Read ``items`` next.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from slw_data.errors import DataError
+from slw_data.sources.streams.documents import Arrays
+from slw_data.sources.streams.protocol import Block, Flat, Integers
+
+MAX_CONSECUTIVE_EMPTY = 1_000_000
+
+
+class Entry(NamedTuple):
+    """One document: the position that reads it again, its number in the pass, one array per column."""
+
+    position: Any
+    number: int
+    arrays: Arrays
+
+
+class Draft(NamedTuple):
+    """Consecutive items as they were read. ``first`` is the number of the first one in the pass."""
+
+    position: Any
+    first: int
+    lengths: npt.NDArray[np.int64]
+    columns: Mapping[str, Flat]
+
+
+def pack(entries: Iterable[Entry], columns: tuple[str, ...], *, items: int, tokens: int) -> Iterator[Draft]:
+    """Drafts of at most ``items`` documents, closed by the one that reaches ``tokens``.
+
+    Where a draft ends depends on nothing but where it began. What was read before an error is handed out before it.
+    """
+    pending: list[Entry] = []
+    size = 0
+    try:
+        for entry in entries:
+            pending.append(entry)
+            size += len(entry.arrays[0])
+            if len(pending) == items or size >= tokens:
+                full, pending, size = pending, [], 0
+                yield _draft(full, columns)
+    except Exception:
+        if pending:
+            yield _draft(pending, columns)
+        raise
+    if pending:
+        yield _draft(pending, columns)
+
+
+def _draft(entries: list[Entry], columns: tuple[str, ...]) -> Draft:
+    lengths, flat = joined([entry.arrays for entry in entries], columns)
+    return Draft(entries[0].position, entries[0].number, lengths, flat)
+
+
+def joined(documents: list[Arrays], columns: tuple[str, ...]) -> tuple[npt.NDArray[np.int64], dict[str, Integers]]:
+    """The lengths of some documents, and each column of them in one array."""
+    lengths = np.array([len(arrays[0]) for arrays in documents], dtype=np.int64)
+    # an empty document is int64 whatever its neighbours are, and would widen them
+    filled = [arrays for arrays in documents if len(arrays[0])] or documents
+    return lengths, {c: np.concatenate([arrays[k] for arrays in filled]) for k, c in enumerate(columns)}
+
+
+def sealed(drafts: Iterable[Draft], *, name: str, append_eos: int | None = None, first: int = 0) -> Iterator[Block]:
+    """The blocks of some drafts, the first of which begins with item ``first``."""
+    empty = 0
+    try:
+        for draft in drafts:
+            first = draft.first + len(draft.lengths)
+            empty = _empty_run(draft, empty, name)
+            if draft.lengths.any():
+                yield _block(draft, append_eos)
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, StopIteration):
+            raise
+        raise DataError(
+            f"{name} was ended by StopIteration at item {first}: code of the source raised it (a bare next() does), "
+            "which would silently end the data; return from the generator instead"
+        ) from error
+
+
+def _empty_run(draft: Draft, before: int, name: str) -> int:
+    """How many empty items in a row the draft ends with, counting on from the ``before`` ones in front of it."""
+    bounds = np.concatenate([[-1 - before], np.flatnonzero(draft.lengths), [len(draft.lengths)]])
+    runs = np.diff(bounds) - 1
+    if runs.max() > MAX_CONSECUTIVE_EMPTY:
+        last = draft.first + bounds[1 + np.argmax(runs > MAX_CONSECUTIVE_EMPTY)] - 1
+        raise DataError(
+            f"{name} gave more than {MAX_CONSECUTIVE_EMPTY:,} empty documents in a row, up to item {last}: the limit "
+            "is there to end a source that gives no more tokens"
+        )
+    return int(runs[-1])
+
+
+def _block(draft: Draft, append_eos: int | None) -> Block:
+    offsets = offsets_of(draft.lengths[draft.lengths > 0])
+    if append_eos is None:
+        return Block(draft.position, offsets, draft.columns)
+    ((column, flat),) = draft.columns.items()
+    offsets, tokens = with_eos(offsets, flat[0 : int(offsets[-1])], append_eos)
+    return Block(draft.position, offsets, {column: tokens})
+
+
+def offsets_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where documents of these lengths begin and end, (n + 1,) from 0."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def with_eos(offsets: npt.NDArray[np.int64], flat: Integers, eos: int) -> tuple[npt.NDArray[np.int64], Integers]:
+    """End every document with ``eos`` exactly once: those that already do stay as they are."""
+    ends = offsets[1:]
+    missing = flat[ends - 1] != eos
+    if eos > np.iinfo(flat.dtype).max:
+        flat = flat.astype(np.int64)
+    shifts = offsets_of(missing.astype(np.int64))
+    return offsets + shifts, np.insert(flat, ends[missing], eos)

@@ -1,0 +1,249 @@
+"""Streams over a Hugging Face ``IterableDataset``, read in Arrow batches where it has them.
+
+Read by rows, such a dataset splits itself among torch workers; ``iter(batch_size)`` does not. A position is the
+dataset's own state before a batch, with the number of rows and a checksum of the batch: where a version of ``datasets``
+resumes at another row, the checksum tells, and the rows are counted from the start instead. Read ``stored`` next.
+"""
+
+import copy
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import get_worker_info
+
+from slw_data.errors import DataError, StateError
+from slw_data.sources.streams.blocks import Draft, joined, sealed
+from slw_data.sources.streams.documents import TokenDocuments, check_not_negative, signed_64
+from slw_data.sources.streams.items import item_number, saved_fields
+from slw_data.sources.streams.iterables import plain, undivided
+from slw_data.sources.streams.protocol import Block, Integers
+from slw_data.sources.streams.text import TextDocuments
+
+BATCH_ROWS = 256
+
+
+@dataclass(eq=False)
+class HuggingFaceStream:
+    """Documents are rows: a list of token ids per column, or a text. The dataset itself is never changed."""
+
+    source: Any
+    documents: TokenDocuments
+    append_eos: int | None
+    name: str = "the Hugging Face IterableDataset"
+
+    passes: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        features = self.source.features
+        for column in self._source_columns() if features is not None else ():
+            if column not in features:
+                raise KeyError(f"{self.name} has no column {column!r}; it has {sorted(features)}")
+            if not isinstance(self.documents, TextDocuments):
+                check_list_type(features.arrow_schema.field(column).type, f"column {column!r} of {self.name}")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the per-token columns."""
+        return self.documents.columns
+
+    @property
+    def fingerprint(self) -> str:
+        """Features and number of shards of the whole dataset."""
+        features = "unknown" if self.source.features is None else dict(sorted(self.source.features.items()))
+        return f"Hugging Face IterableDataset, {self.source._ex_iterable.num_shards} shards, features {features}"
+
+    @property
+    def sharded(self) -> tuple[int, int] | None:
+        """(rank, world) of ``split_dataset_by_node``."""
+        split = self.source._distributed
+        return None if split is None else (split.rank, split.world_size)
+
+    @property
+    def not_exact(self) -> str | None:
+        """Why a shuffle buffer does not resume exactly; None without one."""
+        sizes = [part.buffer_size for part in _parts(self.source._ex_iterable) if _loses_rows(part)]
+        if not sizes:
+            return None
+        return (
+            f"{self.name} has a shuffle buffer of {max(sizes)} rows, which its state_dict does not hold: up to that "
+            "many rows would be lost on resuming. Shuffle before saving to disk, use a store with shuffle=True, or "
+            "shuffle only the shards with buffer_size=1"
+        )
+
+    def blocks(self, epoch: int, position: Any = None) -> Iterator[Block]:
+        """The blocks of pass ``epoch``. Raises StateError for a position of another source or another pass."""
+        if position is None:
+            return sealed(self._read(epoch), name=self.name, append_eos=self.append_eos)
+        rows, state, _ = saved_fields(position, ("rows", "state", "check"), self.name)
+        if state is not None and state["epoch"] != epoch:
+            raise StateError(
+                f"the saved position of {self.name} is in pass {state['epoch']}, but pass {epoch} was asked"
+            )
+        first = item_number(rows, self.name)
+        return sealed(self._resume(epoch, position), name=self.name, append_eos=self.append_eos, first=first)
+
+    def _resume(self, epoch: int, position: Any) -> Iterator[Draft]:
+        rows, check = position["rows"], position["check"]
+        drafts = self._read(epoch, position["state"], rows)
+        try:
+            head = next(drafts, None)
+        except (LookupError, TypeError, SystemError):  # what datasets does with a state that does not fit
+            head = None
+        if head is None or head.position["check"] != check:
+            warnings.warn(
+                f"{self.name} does not resume at the row where its state was taken (some versions of datasets "
+                f"do not, after a map); reading {rows} rows again from the start of the pass",
+                stacklevel=2,
+            )
+            drafts = (draft for draft in self._read(epoch) if draft.first >= rows)
+            head = next(drafts, None)
+        if head is None or head.position["check"] != check:
+            raise StateError(
+                f"{self.name} does not repeat: row {rows} of pass {epoch} and those after it are not the ones that "
+                "followed when the position was saved; resuming needs the same rows in the same order (a seed)"
+            )
+        yield head
+        yield from drafts
+
+    def _read(self, epoch: int, state: Any = None, rows: int = 0) -> Iterator[Draft]:
+        source = self._private(epoch)
+        if state is not None:
+            source.load_state_dict(plain(state, self.name))
+        if get_worker_info() is not None:
+            import fsspec.asyn
+
+            fsspec.asyn.reset_lock()  # held by a thread that a fork left behind
+        for batch in undivided(lambda: source.iter(BATCH_ROWS)):
+            lengths, columns = self._flatten(batch, rows)
+            check = _checksum(lengths, columns[self.documents.columns[0]])
+            yield Draft({"rows": rows, "state": state, "check": check}, rows, lengths, columns)
+            rows += len(lengths)
+            state = plain(source.state_dict(), self.name)
+
+    def _private(self, epoch: int) -> Any:
+        """The dataset with counters of its own, so that two iterators, or the user's and ours, do not meet."""
+        source = copy.copy(self.source)
+        source._ex_iterable = _copied(source._ex_iterable)
+        if source.features is not None:
+            source._ex_iterable = _typed(source._ex_iterable, source.features)
+            source = source.select_columns(list(self._source_columns()))
+        # without Arrow batches below, rows become tables one by one: slow, and an empty list has no type to join by
+        source = source.with_format("arrow" if source._ex_iterable.iter_arrow else None)
+        source.set_epoch(epoch)
+        return source
+
+    def _source_columns(self) -> tuple[str, ...]:
+        return (self.documents.text_column,) if isinstance(self.documents, TextDocuments) else self.columns
+
+    def _flatten(self, batch: Any, first: int) -> tuple[npt.NDArray[np.int64], dict[str, Integers]]:
+        names = self._source_columns()
+        if isinstance(batch, dict):
+            values = {name: _column(batch, list(batch), name, self.name) for name in names}
+        else:
+            values = {name: _column(batch, batch.column_names, name, self.name) for name in names}
+            if not isinstance(self.documents, TextDocuments):
+                return self._flatten_arrow(values, first)
+            values = {name: column.to_pylist() for name, column in values.items()}
+        read = self.documents
+        items = enumerate((dict(zip(names, row, strict=True)) for row in zip(*values.values(), strict=True)), first)
+        return joined([read.tokens(read.pick(item, index), index) for index, item in items], self.columns)
+
+    def _flatten_arrow(self, values: dict[str, Any], first: int) -> tuple[npt.NDArray[np.int64], dict[str, Integers]]:
+        lists = {c: flat_lists(column, c, first, signed=c != self.documents.ids) for c, column in values.items()}
+        lengths = lists[self.columns[0]][0]
+        for column, (others, _) in lists.items():
+            differ = np.flatnonzero(others != lengths)
+            if differ.size:
+                raise DataError(
+                    f"all columns of a document have one length, but item {first + differ[0]} has {lengths[differ[0]]} "
+                    f"tokens in {self.columns[0]!r} and {others[differ[0]]} in {column!r}"
+                )
+        return lengths, {column: tokens for column, (_, tokens) in lists.items()}
+
+
+def check_list_type(kind: Any, where: str) -> None:
+    """Refuse an Arrow type that is not a list of integers; lists without any value have the type null."""
+    import pyarrow.types as types
+
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if types.is_null(kind) or (is_list and (types.is_integer(kind.value_type) or types.is_null(kind.value_type))):
+        return
+    raise TypeError(f"{where} has the type {kind}; documents are lists of integers (for text, pass tokenizer=)")
+
+
+def flat_lists(column: Any, name: str, first: int, *, signed: bool) -> tuple[npt.NDArray[np.int64], Integers]:
+    """Lengths and flat values of an Arrow list column whose first row is item ``first``; no copy of a single chunk."""
+    import pyarrow.compute as compute
+
+    lists = column.combine_chunks()
+    check_list_type(lists.type, f"column {name!r}, from item {first} on,")
+    if lists.null_count:
+        row = int(np.argmax(lists.is_null().to_numpy(zero_copy_only=False)))
+        raise DataError(f"column {name!r} of item {first + row} is None: drop the document, or give its tokens")
+    lengths = compute.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+    flat = lists.flatten()  # unlike `values`, it knows of slices
+
+    def place(at: int) -> str:
+        ends = np.cumsum(lengths)
+        row = int(np.searchsorted(ends, at, side="right"))
+        return f"position {at - ends[row] + lengths[row]} of column {name!r} of item {first + row}"
+
+    if flat.null_count:
+        at = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False)))
+        raise DataError(f"{place(at)} is None, not a token id: drop the document, or give the token")
+    tokens = flat.to_numpy() if len(flat) else np.empty(0, np.int64)
+    if tokens.dtype == np.uint64:
+        tokens = signed_64(tokens, place)
+    if not signed:
+        check_not_negative(tokens, place)
+    return lengths, tokens
+
+
+def _column(batch: Any, present: list[str], name: str, source: str) -> Any:
+    if name not in present:
+        raise KeyError(f"{source} has no column {name!r}; it has {sorted(present)}")
+    return batch[name]
+
+
+def _checksum(lengths: npt.NDArray[np.int64], tokens: Integers) -> int:
+    parts = (lengths.tobytes(), tokens[:1024].tobytes(), tokens[-1024:].tobytes())
+    return zlib.crc32(b"".join(parts))
+
+
+def _parts(examples: Any) -> Iterator[Any]:
+    """A dataset's chain of transformations, outermost first."""
+    yield examples
+    for child in (getattr(examples, "ex_iterable", None), *(getattr(examples, "ex_iterables", None) or ())):
+        if child is not None:
+            yield from _parts(child)
+
+
+def _typed(examples: Any, features: Any) -> Any:
+    """Give rows of mixed sources one type before they are batched: else a column that one lacks ends the reading."""
+    if all(getattr(part, "ex_iterables", None) is None for part in _parts(examples)):
+        return examples
+    from datasets.iterable_dataset import FormattedExamplesIterable
+
+    return FormattedExamplesIterable(examples, formatting=None, features=features, token_per_repo_id={})
+
+
+def _loses_rows(part: Any) -> bool:
+    """Whether this is a shuffle buffer whose rows are not in its state (a later ``datasets`` may save them)."""
+    if type(part).__name__ != "BufferShuffledExamplesIterable" or part.buffer_size <= 1:
+        return False
+    return not any("buffer" in key for key in _copied(part)._init_state_dict())
+
+
+def _copied(examples: Any) -> Any:
+    """The chain with objects of its own: they hold the reading position."""
+    twin = copy.copy(examples)
+    if getattr(twin, "ex_iterable", None) is not None:
+        twin.ex_iterable = _copied(twin.ex_iterable)
+    if getattr(twin, "ex_iterables", None) is not None:
+        twin.ex_iterables = [_copied(child) for child in twin.ex_iterables]
+    return twin

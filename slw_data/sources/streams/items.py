@@ -1,0 +1,93 @@
+"""Streams over sources that hand out one item at a time: what they share, and those with ``len`` and an index.
+
+A list, a tuple or a map-style torch ``Dataset`` is read by index, so a position is an item's number and skipping to it
+costs nothing. Sources without an index are in ``iterables``, which is the module to read next.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from slw_data.errors import StateError
+from slw_data.sources.streams.blocks import Entry, pack, sealed
+from slw_data.sources.streams.documents import TokenDocuments
+from slw_data.sources.streams.protocol import Block
+
+
+@dataclass(eq=False)
+class ItemStream(ABC):
+    """A source, how its items are read, and the id that ends every document (or None)."""
+
+    source: Any
+    documents: TokenDocuments
+    append_eos: int | None
+    name: str
+    fingerprint: str
+    sharded: tuple[int, int] | None = None
+
+    passes: ClassVar[int | None] = None
+    not_exact: ClassVar[str | None] = None
+    block_items: ClassVar[int]
+    block_tokens: ClassVar[int]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the per-token columns."""
+        return self.documents.columns
+
+    def blocks(self, epoch: int, position: Any = None) -> Iterator[Block]:
+        """The blocks of pass ``epoch``. Raises StateError for a position that is not one of this kind of source."""
+        first = 0 if position is None else self._first(position)
+        drafts = pack(self._entries(epoch, position), self.columns, items=self.block_items, tokens=self.block_tokens)
+        return sealed(drafts, name=self.name, append_eos=self.append_eos, first=first)
+
+    @abstractmethod
+    def _first(self, position: Any) -> int:
+        """The number of the item a position stands before, or StateError."""
+
+    @abstractmethod
+    def _entries(self, epoch: int, position: Any) -> Iterator[Entry]:
+        """The documents of a pass from a position on."""
+
+
+class SequenceStream(ItemStream):
+    """Documents by index. A position is the number of the block's first item."""
+
+    block_items = 256
+    block_tokens = 16 * 1024
+
+    def _first(self, position: Any) -> int:
+        number = item_number(position, self.name)
+        if number > len(self.source):
+            raise StateError(f"the saved position is item {number}, but {self.name} has {len(self.source)} items")
+        return number
+
+    def _entries(self, epoch: int, position: Any) -> Iterator[Entry]:
+        set_epoch(self.source, epoch)
+        for index in range(position or 0, len(self.source)):
+            picked = self.documents.pick(self.source[index], index)
+            yield Entry(index, index, self.documents.tokens(picked, index))
+
+
+def set_epoch(source: Any, epoch: int) -> None:
+    """Tell a source which pass begins, if it wants to know."""
+    hook = getattr(source, "set_epoch", None)
+    if callable(hook):
+        hook(epoch)
+
+
+def item_number(value: Any, name: str) -> int:
+    """A saved item number, or StateError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise StateError(f"a saved position of {name} holds the number of an item, an int >= 0, but this is {value!r}")
+    return value
+
+
+def saved_fields(position: Any, fields: tuple[str, ...], name: str) -> list[Any]:
+    """The fields of a saved position, in this order, or StateError."""
+    if not isinstance(position, dict) or set(position) != set(fields):
+        raise StateError(
+            f"a saved position of {name} is a dict with the keys {sorted(fields)}, but this is {position!r}"
+        )
+    return [position[field] for field in fields]

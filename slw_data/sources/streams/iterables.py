@@ -1,0 +1,174 @@
+"""Streams over any iterable: re-iterables, callables, one-shot iterators, torch ``DataLoader``s.
+
+These have no index, so a position counts the items read and carries a checksum of them: resuming reads them again, and
+refuses where they differ. A source with ``state_dict`` and ``load_state_dict`` is asked instead, and checked by its
+next item. Every reader sees the whole source: the torch worker is hidden from it. Read ``huggingface`` next.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch.utils.data import get_worker_info
+from torch.utils.data._utils import worker as torch_worker
+
+from slw_data.errors import DataError, StateError
+from slw_data.sources.streams.blocks import Entry
+from slw_data.sources.streams.documents import digest
+from slw_data.sources.streams.items import ItemStream, item_number, saved_fields, set_epoch
+
+
+def undivided(start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """All items of a source, also inside a worker process.
+
+    Many datasets look at ``get_worker_info()`` and keep only their worker's part. Here every worker reads everything
+    and builds only its own rows, so such a dataset must not know that it is in a worker.
+    """
+    items = _hidden(start)
+    while True:
+        try:
+            item = _hidden(items.__next__)
+        except StopIteration:
+            return
+        yield item
+
+
+def _hidden(call: Callable[[], Any]) -> Any:
+    info, torch_worker._worker_info = torch_worker._worker_info, None
+    try:
+        return call()
+    finally:
+        torch_worker._worker_info = info
+
+
+@dataclass(eq=False)
+class IterableStream(ItemStream):
+    """Items in the order the source gives them. A position is how many were read, and their checksum."""
+
+    block_items: ClassVar[int] = 64
+    block_tokens: ClassVar[int] = 4 * 1024
+
+    def _first(self, position: Any) -> int:
+        return item_number(saved_fields(position, ("items", "digest"), self.name)[0], self.name)
+
+    def _start(self) -> Iterator[Any]:
+        """An iterator over all items."""
+        items = self.source if isinstance(self.source, Iterable) else self.source()
+        if not isinstance(items, Iterable):
+            raise TypeError(f"{self.name} must return an iterator over documents, it returned {items!r:.200}")
+        return iter(items)
+
+    def _entries(self, epoch: int, position: Any) -> Iterator[Entry]:
+        skip, expected = (0, 0) if position is None else (position["items"], position["digest"])
+        set_epoch(self.source, epoch)
+        count, checksum = 0, 0
+        for index, item in enumerate(undivided(self._start)):
+            if index == skip:
+                self._check_skipped(skip, checksum, expected)
+            picked = self.documents.pick(item, index)
+            if index >= skip:
+                here = {"items": index, "digest": checksum}
+                yield Entry(here, index, self.documents.tokens(picked, index))
+            count, checksum = index + 1, digest(picked, checksum)
+        if count < skip:
+            raise StateError(f"the saved position is after {skip} items, but {self.name} ended after {count}")
+        if count == skip:
+            self._check_skipped(skip, checksum, expected)
+        self._check_not_used_up(epoch, count)
+
+    def _check_skipped(self, skip: int, checksum: int, expected: int) -> None:
+        if checksum != expected:
+            raise StateError(
+                f"{self.name} does not repeat: the checksum of its first {skip} items was {expected!r} when saved and "
+                f"is {checksum!r} now; resuming needs the same items in the same order"
+            )
+
+    def _check_not_used_up(self, epoch: int, count: int) -> None:
+        if epoch > 0 and count == 0:
+            raise DataError(
+                f"pass {epoch} of {self.name} has no items: it is one-shot, used up by an earlier pass; "
+                "pass a callable that returns a fresh iterator each time, or a list"
+            )
+
+
+@dataclass(eq=False)
+class OneShotStream(IterableStream):
+    """An iterator: it can be read once, in this process."""
+
+    passes: ClassVar[int | None] = 1
+    _started: bool = False
+
+    def blocks(self, epoch: int, position: Any = None) -> Iterator[Any]:
+        """The blocks of the only pass. Raises DataError when it is asked for a second time."""
+        if epoch > 0 or self._started:
+            raise DataError(
+                f"{self.name} is a one-shot iterator and cannot be read again (pass {epoch}): "
+                "pass a callable that returns a fresh iterator each time, or a list"
+            )
+        blocks = super().blocks(epoch, position)
+        self._started = True
+        return blocks
+
+
+@dataclass(eq=False)
+class StatefulStream(IterableStream):
+    """A source that saves its own position. Its ``state_dict`` must describe the last item handed out."""
+
+    block_items: ClassVar[int] = 1
+    initial: Any = None
+
+    def _first(self, position: Any) -> int:
+        return item_number(saved_fields(position, ("items", "state", "check"), self.name)[0], self.name)
+
+    def _entries(self, epoch: int, position: Any) -> Iterator[Entry]:
+        first, state, check = (0, self.initial, None) if position is None else (
+            position["items"], position["state"], position["check"])  # fmt: skip
+        set_epoch(self.source, epoch)
+        self.source.load_state_dict(plain(state, self.name))
+        index, expected = first - 1, check
+        for index, item in enumerate(undivided(self._start), start=first):
+            picked = self.documents.pick(item, index)
+            here = {"items": index, "state": state, "check": digest(picked, 0)}
+            if expected is not None and here["check"] != expected:
+                break
+            expected = None
+            yield Entry(here, index, self.documents.tokens(picked, index))
+            state = plain(self.source.state_dict(), self.name)
+        if expected is not None:
+            raise StateError(
+                f"{self.name} did not resume at item {first}: after load_state_dict its next item is not the one that "
+                "followed state_dict; a state must describe the last item handed out"
+            )
+        self._check_not_used_up(epoch, index + 1)
+
+
+@dataclass(eq=False)
+class LoaderStream(IterableStream):
+    """A torch ``DataLoader`` with ``batch_size=None``, whose workers prepare documents below this library."""
+
+    def _start(self) -> Iterator[Any]:
+        return iter(self.source)
+
+    def blocks(self, epoch: int, position: Any = None) -> Iterator[Any]:
+        """The blocks of a pass. Raises TypeError inside a worker process."""
+        if get_worker_info() is not None:
+            raise TypeError(
+                f"{self.name} is a DataLoader and cannot be read inside another one's worker: use num_workers=0 above"
+            )
+        for part in (self.source.dataset, self.source.sampler):
+            set_epoch(part, epoch)
+        return super().blocks(epoch, position)
+
+
+def plain(state: Any, name: str) -> Any:
+    """A deep copy of a state as plain JSON data, or StateError."""
+    try:
+        copy = json.loads(json.dumps(state))
+    except (TypeError, ValueError) as error:
+        raise StateError(f"the state_dict of {name} is not plain JSON data ({error}): give ints, str, lists") from error
+    if copy != state:
+        raise StateError(
+            f"the state_dict of {name} changes on its way through JSON: use str keys, and lists for tuples"
+        )
+    return copy
