@@ -27,7 +27,7 @@ from slw_data.dataset import SLWDataset
 from slw_data.delivery.reading import Direct, Threaded, Workers
 from slw_data.delivery.workers import Messages, check_picklable, worker_options
 from slw_data.errors import StateError
-from slw_data.state import Position
+from slw_data.order.position import Position
 
 __all__ = ["SLWLoader"]
 
@@ -71,15 +71,16 @@ class SLWLoader:
         self.pin_memory, self.progress = flag("pin_memory", pin_memory), flag("progress", progress)
         self._worker_options = worker_options(prefetch_factor, persistent_workers, multiprocessing_context, timeout)
         if self.num_workers:
-            dataset.check_workers(self.num_workers)
-            check_picklable(dataset, multiprocessing_context)
+            dataset.run.check_workers(self.num_workers)
+            check_picklable(dataset.run, multiprocessing_context)
         elif any(self._worker_options.values()):
             given = ", ".join(f"{name}={value!r}" for name, value in self._worker_options.items() if value)
             raise ValueError(f"{given}: these options are of worker processes, and num_workers is 0")
         self._source: Direct | Threaded | Workers | None = None
-        self._last: tuple[Position | Chunk, int] = dataset.position, 0
+        self._last: tuple[Position | Chunk, int] | None = None  # what was delivered last; None: the dataset knows
         self._moves = self._iterators = 0
         self._warned = self._ended = False
+        self._left: int | None = None
 
     # -- iteration ----------------------------------------------------------------------------------------------------
 
@@ -93,6 +94,19 @@ class SLWLoader:
         self.dataset.mark_read_elsewhere()
         return self._deliver(self._moves)
 
+    def steps(self) -> Iterator[list[Batch]]:
+        """The batches of each optimizer step as a list, for loops whose accumulation changes with the step.
+
+        Where a state was saved inside a step, the first list has the rest of that step. Leave the loop between two lists:
+        a list is read whole before it is handed out, and counts as delivered then.
+        """
+        batches: list[Batch] = []
+        for batch in self:
+            batches.append(batch)
+            if self.position.batch == 0:
+                yield batches
+                batches = []
+
     def __getitem__(self, index: Any) -> Batch:
         raise TypeError(
             "an SLWLoader is iterated, not indexed: it is no dataset to put into a DataLoader, as Hugging Face's Trainer does."
@@ -100,12 +114,12 @@ class SLWLoader:
         )
 
     def _open(self) -> Direct | Threaded | Workers:
-        self.dataset.check_ranks()
+        run = self.dataset.run
+        run.ranks.check()
         if self.num_workers:
-            messages = Messages(self.dataset, self.position, self.num_workers, self._worker_options)
-            return Workers(messages, self.dataset.build)
-        chunks = self.dataset.chunks(self.position)
-        return Threaded(chunks, self.dataset.build, self.prefetch) if self.prefetch else Direct(chunks, self.dataset.build)
+            return Workers(Messages(run, self.position, self.num_workers, self._worker_options), run.build)
+        chunks = run.batches.chunks(self.position, 0, 1, None)
+        return Threaded(chunks, run.build, self.prefetch) if self.prefetch else Direct(chunks, run.build)
 
     def _deliver(self, moves: int) -> Iterator[Batch]:
         """Batches from the position on, until they end or the loader is moved. Several iterators share what is read."""
@@ -118,7 +132,7 @@ class SLWLoader:
                     raise StateError(
                         "the loader was reset, sought or loaded after this iterator was made: go on with iter(loader)"
                     )
-                if self._source is None:
+                if self._source is None or not self._source.alive:
                     self._source = self._open()
                 made = self._source.take()
                 if made is None:
@@ -128,7 +142,7 @@ class SLWLoader:
                 yield batch
                 if bar is not None:
                     self._show(bar)
-            self._ended = True
+            self._ended, self._left = True, self._source.left
             self.close()
             if not delivered:
                 self._warn_finished()
@@ -168,12 +182,14 @@ class SLWLoader:
     @property
     def position(self) -> Position:
         """Where the run stands after the last delivered batch."""
+        if self._last is None:
+            return self.dataset.position
         last, index = self._last
-        return last if isinstance(last, Position) else self.dataset.position_after(last, index)
+        return last if isinstance(last, Position) else last.position(index)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the last delivered batch, a flat dict of plain values; see :mod:`slw_data.state`."""
-        return self.dataset.state_at(self.position)
+        return self.dataset.run.state_at(self.position)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], *, strict: bool = True, expected_step: int | None = None
@@ -186,32 +202,33 @@ class SLWLoader:
         """
         if expected_step is not None:
             expected_step = integer("expected_step", expected_step, at_least=0)
-        at = self.dataset.parse(state_dict, strict=strict)
-        step = at.number // self.dataset.plan.grad_accum_steps
-        if expected_step is not None and step != expected_step:
-            raise StateError(f"the state is of step {step}, the trainer is at expected_step={expected_step}")
+        at = self.dataset.run.parse(state_dict, strict=strict)
+        if expected_step is not None and at.step != expected_step:
+            raise StateError(f"the state is of step {at.step}, the trainer is at expected_step={expected_step}")
         self._move(at)
 
     def seek(self, step: int) -> None:
         """Continue with the first batch of optimizer step ``step``. At once for a store; a stream is read up to there."""
-        self._move(self.dataset.position_of(step))
+        self.close()  # what reads ahead must not read the source along with the search
+        self._move(self.dataset.run.position_of(step))
 
     def reset(self) -> None:
         """Start over from step 0."""
-        self._move(self.dataset.position_of(0))
+        self._move(self.dataset.run.position_of(0))
 
     def _move(self, at: Position) -> None:
         self.close()
         self._last = at, 0
         self._moves += 1
         self._warned = self._ended = False
+        self._left = None
 
     # -- what to log --------------------------------------------------------------------------------------------------
 
     @property
     def step(self) -> int:
         """Optimizer steps whose batches are all delivered: the step of the next batch."""
-        return self.position.number // self.dataset.plan.grad_accum_steps
+        return self.position.step
 
     @property
     def sequence_length(self) -> int:
@@ -221,34 +238,35 @@ class SLWLoader:
     @property
     def tokens_seen(self) -> int:
         """Tokens delivered by all ranks since the run began, without padding."""
-        return self.dataset.identity.counts(self.position)["tokens"]
+        return self.dataset.run.identity.tokens(self.position)
 
     @property
     def epoch(self) -> int:
         """The pass over the source that is being read, from 0."""
-        return self.dataset.identity.counts(self.position)["epoch"]
+        return self.dataset.run.identity.epoch(self.position)
 
     @property
     def tokens_left(self) -> int | None:
         """Tokens of all ranks that the end of the data leaves over; see :attr:`SLWDataset.tokens_left`. Of a stream, once
         this loader has met its end."""
-        if self.position.snapshot is None or self._ended:
-            return self.dataset.tokens_left_at(self.position)
-        return None
+        if self._left is None and (self.position.cursor is None or self._ended):
+            return self.dataset.run.leftover(self.position)
+        return self._left
 
     @property
     def tokens_discarded(self) -> int:
         """Tokens thrown away so far by mode "truncate", over all ranks, in the steps that are delivered."""
-        snapshot = self.position.snapshot
-        return 0 if snapshot is None else snapshot.discarded
+        cursor = self.position.cursor
+        return 0 if cursor is None else cursor.discarded
 
     @property
     def _last_step(self) -> int:
-        return max(self.position.number - 1, 0) // self.dataset.plan.grad_accum_steps
+        at = self.position
+        return at.step if at.batch else max(at.step - 1, 0)
 
     def metrics(self) -> dict[str, int]:
         """What a training loop logs beside the loss: of the last delivered batch, and counted over the run."""
-        counts = self.dataset.identity.counts(self.position)
+        counts = self.dataset.run.identity.counts(self.position)
         return {
             "slw/step": counts["step"],
             "slw/sequence_length": self.sequence_length,
@@ -264,7 +282,8 @@ class SLWLoader:
             from tqdm.auto import tqdm
         except ImportError:
             raise ImportError("progress=True needs tqdm: pip install 'slw_data[progress]', or leave it out") from None
-        return tqdm(total=self.dataset.num_batches, initial=self.position.number, unit="batch", dynamic_ncols=True)
+        done = self.dataset.plan.batches_before(self.position.step) + self.position.batch
+        return tqdm(total=self.dataset.num_batches, initial=done, unit="batch", dynamic_ncols=True)
 
     def _show(self, bar: Any) -> None:
         bar.set_postfix(length=self.sequence_length, tokens=f"{self.tokens_seen:,}", refresh=False)

@@ -1,18 +1,45 @@
 """Ranks: which data-parallel rank of how many this process is.
 
-Read next: :mod:`slw_data.dataset`.
+Read next: :mod:`slw_data.plan`.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from slw_data.arguments import given, integer
+from slw_data.arguments import flag, given, integer
 
-__all__ = ["coordinates"]
+__all__ = ["Ranks", "coordinates"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Data-parallel ``rank`` of ``world``. ``explicit``: as the user gave them, not as the process group had them.
+    ``sharded``: each rank's source is its own part of the data."""
+
+    rank: int
+    world: int
+    explicit: bool
+    sharded: bool
+
+    @staticmethod
+    def of(rank: int | None, world: int | None, mesh: Any, sharded: Any) -> Ranks:
+        """As the arguments say, which are those of :class:`slw_data.SLWDataset`."""
+        sharded, explicit = flag("sharded", sharded), any(x is not None for x in (rank, world, mesh))
+        return Ranks(*coordinates(rank, world, mesh), explicit, sharded)  # without the mesh, which cannot be pickled
+
+    def check(self) -> None:
+        """ValueError if the process group has changed since."""
+        if not self.explicit and coordinates(None, None) != (self.rank, self.world):
+            now = coordinates(None, None)
+            raise ValueError(
+                f"the dataset was made on rank {self.rank} of {self.world}, this process is now {now[0]} of"
+                f" {now[1]}: make it after torch.distributed.init_process_group, or pass dp_rank and dp_world_size"
+            )
 
 
 def coordinates(rank: int | None, world: int | None, mesh: Any = None) -> tuple[int, int]:

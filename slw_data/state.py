@@ -4,137 +4,147 @@
     step, batch    the optimizer step of the next batch, and how many of its micro-batches are delivered
     rows, tokens   delivered by all ranks since the run began (padding is not a token)
     epoch          the pass over the source that the next row begins in
-    plan, source, order    fingerprints: what fixes the shapes, the tokens, and their order
+    past           fingerprint of the lengths and rows of all steps up to here
+    source, order  fingerprints of what fixes the tokens, and their order
+    rest           None, or the step from which on rows are cut from what the lanes left over at the end of the data
     dp_rank, dp_world_size None, or the rank whose own part of the data this is (``sharded=True``)
     stream         "" for a store; else the stream's snapshot (:class:`slw_data.order.dealing.Snapshot`) as JSON
     checksum       of all of these, so that a damaged state is refused
 
 It is the same on every rank (but for ``sharded=True``), has the same keys at every step, and survives ``json`` and
-``torch.load(weights_only=True)``. Left out are things that do not change which token comes where: labels, extras,
-workers, prefetching, how the rows of a step are split over ranks and micro-batches, and when the run ends.
+``torch.load(weights_only=True)``. Left out are things that do not change which token came where: labels, extras,
+workers, prefetching, how the rows of a step are split over ranks and micro-batches, and all that lies ahead.
 
-Read next: :mod:`slw_data.loader`.
+States of version 1 are read too, if they are of a store. They had a fingerprint of the whole ``plan``; of that only the
+past matters here, which their rows and tokens tell.
+
+Read next: :mod:`slw_data.run`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slw_data.batch.chunk import Batches
 from slw_data.errors import StateError
 from slw_data.order.dealing import Snapshot
+from slw_data.order.position import Position
 from slw_data.plan import SequenceLengthPlan
 
-__all__ = ["VERSION", "Identity", "Position", "dump_state", "parse_state"]
+__all__ = ["VERSION", "Identity", "dump_state", "parse_state"]
 
-VERSION = 1
+VERSION = 2
 _COUNTS = ("step", "batch", "rows", "tokens", "epoch")
-_FINGERPRINTS = ("plan", "source", "order")
 _RANKS = ("dp_rank", "dp_world_size")
-KEYS = ("version", *_COUNTS, *_FINGERPRINTS, *_RANKS, "stream", "checksum")
-
-
-@dataclass(frozen=True)
-class Position:
-    """Between two batches of one rank: ``number`` are delivered. ``snapshot`` is a stream's at the beginning of the step,
-    and ``tokens`` those delivered by all ranks where padding makes the plan's count too high."""
-
-    number: int = 0
-    snapshot: Snapshot | None = None
-    tokens: int | None = None
+KEYS = ("version", *_COUNTS, "past", "source", "order", "rest", *_RANKS, "stream", "checksum")
+KEYS_1 = ("version", *_COUNTS, "plan", "source", "order", *_RANKS, "stream", "checksum")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a state must agree with: the run it is loaded into."""
+    """What a state must agree with: the run it is loaded into.
+
+    ``num_lanes`` are those of a stream, whose positions are in the state; None: a store, where all is arithmetic.
+    """
 
     plan: SequenceLengthPlan
+    batches: Batches
     source: str
     order: str
-    num_tokens: int | None  # of a store that is read by arithmetic; None: there is a snapshot
     shard: tuple[int, int] | None
     padded: bool
-    num_lanes: int
+    num_lanes: int | None
 
-    def fingerprints(self) -> dict[str, Any]:
+    def fingerprints(self, at: Position) -> dict[str, Any]:
+        """What fixes which token came where, up to a position."""
         rank, world = self.shard or (None, None)
         return {
-            "plan": self.plan.fingerprint,
+            "past": self.plan.past(at.step, at.batch),
             "source": self.source,
             "order": self.order,
+            "rest": self.batches.rest(at),
             "dp_rank": rank,
             "dp_world_size": world,
         }
 
+    def rows_within(self, at: Position) -> int:
+        """Rows of the step that all ranks have delivered."""
+        return at.batch * self.plan.rows(at.step) * self.plan.world_size if at.batch else 0
+
+    def tokens(self, at: Position) -> int:
+        """Tokens that all ranks have delivered."""
+        if at.tokens is not None:
+            return at.tokens
+        rows = self.rows_within(at)
+        return self.plan.tokens_before(at.step) + (rows * self.plan.length(at.step) if rows else 0)
+
+    def epoch(self, at: Position) -> int:
+        """The pass over the source that the next row begins in."""
+        return self.batches.epoch(at, self.rows_within(at) // (self.shard[1] if self.shard else 1))
+
     def counts(self, at: Position) -> dict[str, int]:
         """The counters at a position."""
-        plan = self.plan
-        step, batch = divmod(at.number, plan.grad_accum_steps)
-        rows = batch * plan.rows(step) * plan.world_size if batch else 0
-        tokens = at.tokens
-        if tokens is None:
-            tokens = plan.tokens_before(step) + (rows * plan.length(step) if rows else 0)
-        if at.snapshot is not None:
-            epoch = at.snapshot.epoch
-        elif self.num_tokens is None:
-            epoch = 0
-        else:
-            epoch = tokens // (self.num_tokens * (self.shard[1] if self.shard else 1))
-        return {"step": step, "batch": batch, "rows": plan.rows_before(step) + rows, "tokens": tokens, "epoch": epoch}
+        rows = self.plan.rows_before(at.step) + self.rows_within(at)
+        return {"step": at.step, "batch": at.batch, "rows": rows, "tokens": self.tokens(at), "epoch": self.epoch(at)}
 
 
 def dump_state(identity: Identity, at: Position) -> dict[str, Any]:
-    stream = "" if at.snapshot is None else json.dumps(at.snapshot)
-    state = {"version": VERSION, **identity.counts(at), **identity.fingerprints(), "stream": stream}
-    return {**state, "checksum": _checksum(state)}
+    stream = "" if at.cursor is None else json.dumps(at.cursor._asdict())
+    state = {"version": VERSION, **identity.counts(at), **identity.fingerprints(at), "stream": stream}
+    return {**state, "checksum": _checksum(state, KEYS)}
 
 
-def _checksum(state: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps([state[key] for key in KEYS[:-1]]).encode())
+def _checksum(state: Mapping[str, Any], keys: Sequence[str]) -> int:
+    return zlib.crc32(json.dumps([state[key] for key in keys[:-1]]).encode())
 
 
 def parse_state(identity: Identity, state: Mapping[str, Any], *, strict: bool) -> Position:
     """The position that ``state`` describes; StateError, naming the field and both values, if it is not of this run."""
     if not isinstance(state, Mapping):
         raise TypeError(f"a state is a dict as state_dict() returns it, got {type(state).__name__}")
-    if set(state) == {"step"} and identity.num_tokens is not None:
-        return Position(_step(identity.plan, state) * identity.plan.grad_accum_steps)
-    _check_keys(state)
+    if set(state) == {"step"} and identity.num_lanes is None:
+        return Position(_step(identity.plan, state))
+    keys = _check_keys(state)
     counts = {name: _count(state, name) for name in _COUNTS}
-    _check_fingerprints(identity, state, strict)
-    snapshot = _snapshot(identity, state)
-    at = Position(_number(identity.plan, counts), snapshot, counts["tokens"] if identity.padded else None)
+    _check_fingerprints(identity, state, Position(_step(identity.plan, counts), min(counts["batch"], 1)), strict)
+    cursor = _cursor(identity, state)
+    at = Position(*_place(identity.plan, counts), cursor, counts["tokens"] if identity.padded else None)
     expected = identity.counts(at)
-    if identity.padded and counts["tokens"] > identity.counts(Position(at.number))["tokens"]:
+    if identity.padded and counts["tokens"] > identity.tokens(at._replace(tokens=None)):
         raise StateError(f"tokens must be at most what {counts['rows']} rows hold, the saved state has {counts['tokens']}")
-    for name in ("tokens", "epoch"):
+    for name in ("tokens", "epoch") if keys is KEYS else ("tokens",):
         if counts[name] != expected[name]:
             raise StateError(
                 f"{name} must be {expected[name]} at step {counts['step']} of this run, the saved state has {counts[name]}:"
                 " it is damaged, or of a run with other lengths before this step"
             )
-    if not _equal(state["checksum"], _checksum(state)):
+    checksum = _checksum(state, keys)
+    if not _equal(state["checksum"], checksum):
         differing = [name for name in _COUNTS if counts[name] != expected[name]]
         wrong = "".join(f"; {name} is {counts[name]}, not {expected[name]}" for name in differing)
-        raise StateError(f"the state is corrupt: its checksum must be {_checksum(state)}, and is {state['checksum']!r}{wrong}")
+        raise StateError(f"the state is corrupt: its checksum must be {checksum}, and is {state['checksum']!r}{wrong}")
     return at
 
 
-def _check_keys(state: Mapping[str, Any]) -> None:
+def _check_keys(state: Mapping[str, Any]) -> Sequence[str]:
     version = state.get("version")
-    if type(version) is not int or version != VERSION:
-        raise StateError(f"version must be {VERSION}, which this slw_data reads, the saved state has {version!r}")
-    missing = [key for key in KEYS if key not in state]
-    unknown = [str(key) for key in state if key not in KEYS]
+    if type(version) is not int or version not in (1, VERSION):
+        raise StateError(f"version must be {VERSION} or 1, which this slw_data reads, the saved state has {version!r}")
+    keys = KEYS if version == VERSION else KEYS_1
+    missing = [key for key in keys if key not in state]
+    unknown = [str(key) for key in state if key not in keys]
     if missing or unknown:
         raise StateError(
-            f"a state has the keys {', '.join(KEYS)}; missing: {', '.join(missing) or 'none'},"
+            f"a state has the keys {', '.join(keys)}; missing: {', '.join(missing) or 'none'},"
             f" unknown: {', '.join(unknown) or 'none'}. Save what state_dict() returns as it is"
         )
+    return keys
 
 
 def _count(state: Mapping[str, Any], name: str) -> int:
@@ -149,21 +159,37 @@ def _equal(saved: Any, current: Any) -> bool:
     return type(saved) is type(current) and bool(saved == current)
 
 
-def _check_fingerprints(identity: Identity, state: Mapping[str, Any], strict: bool) -> None:
-    current = identity.fingerprints()
-    differing = [name for name in (*_FINGERPRINTS, *_RANKS) if not _equal(state[name], current[name])]
+def _check_fingerprints(identity: Identity, state: Mapping[str, Any], at: Position, strict: bool) -> None:
+    current = identity.fingerprints(at)
+    names = [name for name in current if name in state]  # version 1 has neither past nor rest
+    differing = [name for name in names if not _equal(state[name], current[name])]
     if not differing:
         return
     listed = "; ".join(f"{name}: saved {state[name]!r}, current {current[name]!r}" for name in differing)
-    other_rank, hint = bool(set(differing) & set(_RANKS)), ""
-    if other_rank:
-        hint = " With sharded=True each rank loads its own state (in torch.distributed.checkpoint under a key of its own)."
-    if strict or other_rank or not all(isinstance(state[name], str) for name in differing):
+    other_rank, texts = bool(set(differing) & set(_RANKS)), [name for name in differing if name in ("past", "source", "order")]
+    hint = _hint(state, differing)
+    if strict or other_rank or "rest" in differing or not all(isinstance(state[name], str) for name in texts):
         raise StateError(
             f"the state is of another run: {listed}.{hint} Build the dataset as it was when the state was saved; or, where"
             " this run has as many rows and tokens before that step, pass strict=False to go on at the same token of it"
         )
     warnings.warn(f"going on with the state of another run, as strict=False asks: {listed}", stacklevel=4)
+
+
+def _hint(state: Mapping[str, Any], differing: Sequence[str]) -> str:
+    if set(differing) & set(_RANKS):
+        return " With sharded=True each rank loads its own state (in torch.distributed.checkpoint under a key of its own)."
+    if "rest" in differing:
+        return (
+            " At the end of the data rows are cut from what all lanes have left over, so a run that has come there cannot"
+            " get more or fewer epochs: load a state from before that, or begin a run of its own."
+        )
+    lanes = re.search(r"num_lanes=(\d+)", str(state["order"]))
+    if "order" in differing and state["version"] == 1 and lanes:
+        return f" Version 1 chose other lanes by default: write num_lanes={lanes[1]} to go on in its order."
+    if "past" in differing:
+        return " Only what comes after the saved step may change."
+    return ""
 
 
 def _step(plan: SequenceLengthPlan, state: Mapping[str, Any]) -> int:
@@ -173,12 +199,12 @@ def _step(plan: SequenceLengthPlan, state: Mapping[str, Any]) -> int:
     return step
 
 
-def _number(plan: SequenceLengthPlan, counts: Mapping[str, int]) -> int:
-    """The batch number, from rows: ``grad_accum_steps`` and ``world_size`` may have changed, the rows have not."""
-    step, rows = _step(plan, counts), counts["rows"]
+def _place(plan: SequenceLengthPlan, counts: Mapping[str, int]) -> tuple[int, int]:
+    """Step and micro-batch, from rows: ``grad_accum_steps`` and ``world_size`` may have changed, the rows have not."""
+    step, rows = counts["step"], counts["rows"]
     within = rows - plan.rows_before(step)
     if within == 0:
-        return step * plan.grad_accum_steps
+        return step, 0
     whole = plan.global_rows(step)
     if not 0 < within < whole:
         raise StateError(
@@ -191,21 +217,25 @@ def _number(plan: SequenceLengthPlan, counts: Mapping[str, int]) -> int:
             f"the state was saved {within} rows into step {step}, and a micro-batch now has {plan.rows(step)} rows on each"
             f" of {plan.world_size} ranks: resume with the former grad_accum_steps, or save where a step ends"
         )
-    return step * plan.grad_accum_steps + batch
+    return step, batch
 
 
-def _snapshot(identity: Identity, state: Mapping[str, Any]) -> Snapshot | None:
+def _cursor(identity: Identity, state: Mapping[str, Any]) -> Snapshot | None:
     text = state["stream"]
-    if identity.num_tokens is not None:
+    if identity.num_lanes is None:
         if not _equal(text, ""):
             raise StateError(f"stream must be '' for a store, the saved state has {text!r:.80}")
         return None
+    if state["version"] == 1:
+        raise StateError(
+            "version 1 said too little of a stream to go on with it exactly: finish that run with the slw_data that began it"
+        )
     try:
         values = json.loads(text)
-        snapshot = Snapshot(*values)
+        snapshot = Snapshot(**values)
         lanes = tuple(snapshot.lanes)
         numbers = (snapshot.epoch, snapshot.first, snapshot.next, *snapshot[5:], *lanes)
-        sound = isinstance(values, list) and len(values) == len(snapshot) and all(type(n) is int for n in numbers)
+        sound = len(values) == len(snapshot) and all(type(n) is int for n in numbers)
         sound = sound and min(numbers[:6]) >= 0 and len(lanes) % 2 == 0
     except (TypeError, ValueError):
         sound = False

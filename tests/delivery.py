@@ -112,7 +112,7 @@ def store_runs(draw, max_tokens=250):
     if shuffle:
         orders = [permute(np.arange(count), count, (options["seed"], epoch)).tolist() for epoch in range(passes)]
     lanes = naive_lane_positions(size, num_lanes, blocks, orders)
-    run = naive_batches(lanes, shapes, **dealing(shape), look=1)
+    run = naive_batches(lanes, shapes, **dealing(shape), look=1, rest=end == "epochs")
     return run, shapes, schedule, shape, options, size
 
 

@@ -117,14 +117,28 @@ def naive_lane_positions(
 
 
 def naive_batches(
-    lanes: Sequence[Sequence[int]], shapes: Shapes, *, grad_accum_steps: int = 1, world_size: int = 1, look: int = 0
+    lanes: Sequence[Sequence[int]],
+    shapes: Shapes,
+    *,
+    grad_accum_steps: int = 1,
+    world_size: int = 1,
+    look: int = 0,
+    rest: bool = False,
 ) -> Run:
     """Row r of the run is cut from lane r mod ``len(lanes)``. Ends before the first step that some lane cannot fill.
 
-    Stream order is ``naive_batches([tokens], ...)``.
+    With ``rest`` it goes on there: what the lanes have left is joined in their order, and rows are cut from that one after
+    the other, until it cannot fill a step. Stream order is ``naive_batches([tokens], ...)``.
     """
     taken, r, run = [0] * len(lanes), 0, []
     for length, rows, *_ in shapes:
+        needed = rows * grad_accum_steps * world_size
+        for lane in range(len(lanes)):
+            mine = len([row for row in range(r, r + needed) if row % len(lanes) == lane])
+            if taken[lane] + mine * length > len(lanes[lane]) and rest:
+                lanes = [[token for tokens, start in zip(lanes, taken, strict=True) for token in tokens[start:]]]
+                taken, rest = [0], False
+                break
         step: list[list[list[Row]]] = []
         for _ in range(grad_accum_steps):
             step.append([])

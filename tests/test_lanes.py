@@ -11,11 +11,13 @@ from oracle import naive_lane_positions, naive_plan
 from strategies import Table, runs
 
 from slw_data.errors import DataError
-from slw_data.order.lanes import Lanes
+from slw_data.order.lanes import LaneReader, Lanes, open_lanes
 from slw_data.order.permutation import permute
+from slw_data.order.store import StoreOrder
 from slw_data.plan import SequenceLengthPlan
 from slw_data.plan.schedules import ConstantSchedule, StagedSchedule
 
+PLAN = SequenceLengthPlan(ConstantSchedule(1), batch_size=1)  # where none matters
 SIZES = [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 63, 64, 65, 100, 255, 256, 257, 1000, 4095, 4097, 65_537]
 
 
@@ -35,9 +37,20 @@ def some_lanes(draw, max_tokens=400, max_lanes=7):
     num_lanes = draw(st.integers(1, max_lanes))
     tokens = draw(st.integers(num_lanes, max_tokens))
     shuffle, seed = draw(st.booleans()), draw(st.integers(0, 2**63))
-    # blocks shrink with max_length, but for small stores it is 8 blocks per lane that decides: lower that, too
-    lanes = Lanes(tokens, num_lanes=num_lanes, shuffle=shuffle, seed=seed, max_length=draw(st.integers(1, 40)))
-    return lanes
+    blocks = draw(st.integers(1, min(12, tokens // num_lanes)))
+    return draw(
+        st.sampled_from(
+            [
+                Lanes(tokens, num_lanes, shuffle, seed, blocks),
+                open_lanes(tokens, num_lanes, shuffle=shuffle, seed=seed),
+                open_lanes(tokens, shuffle=shuffle, seed=seed),
+            ]
+        )
+    )
+
+
+def locate(lanes, which, where):
+    return LaneReader(lanes, PLAN).locate(which, where)
 
 
 # -- the permutation --------------------------------------------------------------------------------------------------
@@ -101,7 +114,7 @@ def test_permute_is_fixed_for_ever():
 def test_locate_gives_every_lane_its_tokens_in_order(lanes, epochs):
     for lane, positions in enumerate(oracle(lanes, epochs)):
         offsets = np.arange(len(positions))
-        found, room = lanes.locate(np.full(len(positions), lane), offsets)
+        found, room = locate(lanes, np.full(len(positions), lane), offsets)
         assert found.tolist() == positions
         for i, ahead in enumerate(room.tolist()):
             assert ahead >= 1
@@ -117,10 +130,10 @@ def test_locate_of_many_lanes_at_once_is_that_of_each(lanes, data):
     where = [data.draw(st.integers(0, len(positions[lane]) - 1)) for lane in which]
     asked = np.array(which), np.array(where)
     kept = [a.copy() for a in asked]
-    found, room = lanes.locate(*asked)
+    found, room = locate(lanes, *asked)
     assert found.tolist() == [positions[lane][i] for lane, i in zip(which, where, strict=True)]
     assert all((a == b).all() for a, b in zip(asked, kept, strict=True)), "the arguments are left alone"
-    alone = [lanes.locate(np.array([lane]), np.array([i]))[1][0] for lane, i in zip(which, where, strict=True)]
+    alone = [locate(lanes, np.array([lane]), np.array([i]))[1][0] for lane, i in zip(which, where, strict=True)]
     assert room.tolist() == alone
 
 
@@ -131,21 +144,21 @@ def test_the_lanes_cover_the_store_exactly_once_in_each_epoch(lanes):
     for epoch in range(3):
         seen = []
         for lane, share in enumerate(shares):
-            found, _ = lanes.locate(np.full(share, lane), epoch * share + np.arange(share))
+            found, _ = locate(lanes, np.full(share, lane), epoch * share + np.arange(share))
             seen += found.tolist()
         assert sorted(seen) == list(range(lanes.num_tokens))
 
 
 @given(st.integers(200, 5000), st.integers(1, 9), st.integers(0, 5), st.integers(0, 3))
 def test_an_epoch_of_a_shuffled_store_is_a_permutation_of_its_blocks(tokens, num_lanes, seed, epoch):
-    lanes = Lanes(tokens, num_lanes=num_lanes, shuffle=True, seed=seed, max_length=8)
+    lanes = open_lanes(tokens, num_lanes, shuffle=True, seed=seed)
     size, total = lanes.block_size, lanes.blocks * num_lanes
     dealt = []
     for block in range(lanes.blocks):
         for lane in range(num_lanes):
             share = int(lanes.epoch_tokens(np.array([lane]))[0])
             offsets = epoch * share + block * size + np.arange(size)
-            found, _ = lanes.locate(np.full(size, lane), offsets)
+            found, _ = locate(lanes, np.full(size, lane), offsets)
             assert found[0] % size == 0 and (np.diff(found) == 1).all(), "a block stays whole"
             dealt.append(int(found[0]) // size)
     assert sorted(dealt) == list(range(total))
@@ -154,60 +167,89 @@ def test_an_epoch_of_a_shuffled_store_is_a_permutation_of_its_blocks(tokens, num
 
 
 def test_each_epoch_is_another_order():
-    lanes = Lanes(10_000, num_lanes=4, shuffle=True, seed=1, max_length=8)
+    lanes = open_lanes(10_000, 4, shuffle=True, seed=1)
     firsts = {tuple(p[e * 2500 : e * 2500 + 2500 : lanes.block_size]) for p in oracle(lanes, 4) for e in range(4)}
     assert len(firsts) == 16
 
 
 def test_one_lane_without_shuffle_is_the_store_itself():
-    lanes = Lanes(10, max_length=4)
-    position, room = lanes.locate(np.zeros(25, np.int64), np.arange(25))
+    lanes = open_lanes(10)
+    position, room = locate(lanes, np.zeros(25, np.int64), np.arange(25))
     assert position.tolist() == [*range(10), *range(10), *range(5)]
     assert room.tolist() == [*range(10, 0, -1), *range(10, 0, -1), *range(10, 5, -1)]
     assert lanes.fingerprint == "in order"
 
 
 def test_lanes_without_shuffle_keep_the_order_of_blocks():
-    lanes = Lanes(50, num_lanes=2, max_length=4)  # 25 tokens a lane: 8 blocks of 3 and a tail of 1
+    lanes = open_lanes(50, 2)  # 25 tokens a lane: 8 blocks of 3 and a tail of 1
     assert (lanes.blocks, lanes.block_size) == (8, 3)
     expected = [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]
     for lane in (0, 1):
-        assert lanes.locate(np.full(6, lane), np.arange(6))[0].tolist() == expected[lane]
-        assert lanes.locate(np.array([lane]), np.array([24]))[0].tolist() == [48 + lane]
+        assert locate(lanes, np.full(6, lane), np.arange(6))[0].tolist() == expected[lane]
+        assert locate(lanes, np.array([lane]), np.array([24]))[0].tolist() == [48 + lane]
 
 
 def test_blocks_are_large_for_large_stores():
-    lanes = Lanes(10**9, num_lanes=16, shuffle=True, max_length=1024)
+    lanes = open_lanes(10**9, 16, shuffle=True)
     assert lanes.blocks >= 8 and lanes.block_size >= 256 * 1024
     assert lanes.blocks * lanes.block_size * 16 <= 10**9
 
 
 def test_fewer_tokens_than_lanes_are_refused():
     with pytest.raises(DataError, match=r"8 lanes.*7.*num_lanes"):
-        Lanes(7, num_lanes=8, max_length=4)
-    assert Lanes(8, num_lanes=8, max_length=4).locate(np.arange(8), np.zeros(8, np.int64))[0].tolist() == list(range(8))
+        open_lanes(7, 8)
+    assert locate(open_lanes(8, 8), np.arange(8), np.zeros(8, np.int64))[0].tolist() == list(range(8))
 
 
 def test_fingerprints_differ_with_whatever_fixes_the_order():
-    base = {"num_lanes": 4, "shuffle": True, "seed": 3, "max_length": 8}
-    changes = [{}, {"seed": 4}, {"num_lanes": 5}, {"shuffle": False}, {"max_length": 9}]
+    base = {"num_lanes": 4, "shuffle": True, "seed": 3, "blocks": 8}
+    changes = [{}, {"seed": 4}, {"num_lanes": 5}, {"shuffle": False}, {"blocks": 9}]
     marks = {Lanes(10**6, **{**base, **change}).fingerprint for change in changes}
     assert len(marks) == len(changes)
     assert "seed 3" in Lanes(10**6, **base).fingerprint and "num_lanes=4" in Lanes(10**6, **base).fingerprint
 
 
-def test_lanes_stay_small_however_far_they_are_read():
-    lanes = Lanes(10**8, num_lanes=1000, shuffle=True, max_length=1)
-    sizes = []
-    for start in range(0, 100_000, lanes.block_size):
-        lanes.locate(np.arange(1000), np.full(1000, start))
-        sizes.append(len(pickle.dumps(lanes)))
+def test_a_reader_stays_small_however_far_it_reads():
+    lanes = open_lanes(10**8, 1000, shuffle=True)
+    reader, sizes = LaneReader(lanes, PLAN), []
+    for start in range(0, 5_000_000, lanes.block_size):
+        reader.locate(np.arange(1000), np.full(1000, start))
+        sizes.append(len(pickle.dumps(vars(reader))))
     assert len(sizes) > 50 and max(sizes[20:]) <= 1.01 * max(sizes[:20]) < 100_000
+
+
+def test_readers_share_nothing():
+    """Two threads that read one order in two places see what each alone would."""
+    lanes = open_lanes(100_000, 7, shuffle=True)
+    first, second = LaneReader(lanes, PLAN), LaneReader(lanes, PLAN)
+    which = np.arange(7)
+    places = [(np.full(7, 100), np.full(7, 9_000)), (np.full(7, 20_000), np.full(7, 3))]
+    mixed = [(first.locate(which, a)[0].tolist(), second.locate(which, b)[0].tolist()) for a, b in places]
+    assert mixed == [tuple(locate(lanes, which, at)[0].tolist() for at in pair) for pair in places]
+
+
+# -- how many by default ----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 10**13))
+def test_the_default_lanes_are_a_power_of_two_and_long(tokens):
+    lanes = open_lanes(tokens, shuffle=True)
+    assert lanes.num_lanes & (lanes.num_lanes - 1) == 0 and lanes.num_lanes <= 65_536
+    assert lanes.num_lanes == 1 or lanes.num_lanes**2 * 16 <= tokens
+    assert lanes.num_lanes == 65_536 or (2 * lanes.num_lanes) ** 2 * 16 > tokens - 8 * lanes.num_lanes * 16 - 64
+    assert lanes.block_size >= min(lanes.share, 2**20) and lanes.share - lanes.blocks * lanes.block_size < lanes.blocks
+
+
+def test_the_default_lanes_depend_on_the_store_alone():
+    assert [open_lanes(n, shuffle=True).num_lanes for n in (1, 16, 600, 100_000, 31_500_000, 10**10)] == [
+        1, 1, 4, 64, 1024, 16_384,
+    ]  # fmt: skip
+    assert open_lanes(31_500_000).num_lanes == 1
 
 
 def test_locate_is_exact_at_a_trillion_tokens():
     tokens, num_lanes = 10**12 + 7, 24
-    lanes = Lanes(tokens, num_lanes=num_lanes, shuffle=True, seed=5, max_length=1024)
+    lanes = open_lanes(tokens, num_lanes, shuffle=True, seed=5)
     size, blocks = lanes.block_size, lanes.blocks
     for lane in (0, 6, 7, 23):
         share = tokens // num_lanes + (lane < tokens % num_lanes)
@@ -215,9 +257,9 @@ def test_locate_is_exact_at_a_trillion_tokens():
             for block in (0, 1, blocks // 2, blocks - 1):
                 [start] = permute(np.array([block * num_lanes + lane]), blocks * num_lanes, (5, epoch)).tolist()
                 for inside in (0, 1, size - 1):
-                    position, room = lanes.locate(np.array([lane]), np.array([epoch * share + block * size + inside]))
+                    position, room = locate(lanes, np.array([lane]), np.array([epoch * share + block * size + inside]))
                     assert (position.tolist(), room.tolist()) == ([start * size + inside], [size - inside])
-            position, room = lanes.locate(np.array([lane]), np.array([(epoch + 1) * share - 1]))
+            position, room = locate(lanes, np.array([lane]), np.array([(epoch + 1) * share - 1]))
             assert room.tolist() == [1] and blocks * num_lanes * size <= position[0] < tokens
 
 
@@ -239,38 +281,47 @@ def naive_offsets(steps, shape, num_lanes):
 def test_offsets_are_what_the_lane_has_delivered_before(run, num_lanes, random):
     schedule, shape, total = run
     expected, _ = naive_offsets(naive_plan(schedule, **shape, total_steps=total), shape, num_lanes)
-    plan, lanes = SequenceLengthPlan(schedule, **shape), Lanes(10**6, num_lanes=num_lanes, max_length=64)
+    plan = SequenceLengthPlan(schedule, **shape)
+    reader = LaneReader(open_lanes(10**6, num_lanes), plan)
     jumps = [random.randrange(total) for _ in range(10)]
     for step in [*range(total), *jumps]:  # in order, as a run goes, and from anywhere, as a resume does
         rows = [r for r, (s, _) in enumerate(expected) if s == step]
         random.shuffle(rows)
-        found = lanes.offsets(plan, plan.stage_at(step), np.array(rows, np.int64))
+        found = reader.offsets(plan.stage_at(step), np.array(rows, np.int64))
         assert found.tolist() == [expected[r][1] for r in rows]
 
 
-@given(runs(max_steps=30), st.integers(1, 9), st.integers(1, 3), st.integers(9, 3000))
-def test_the_data_has_ended_when_a_lane_has_delivered_its_epochs(run, num_lanes, epochs, tokens):
-    schedule, shape, total = run
-    plan, lanes = SequenceLengthPlan(schedule, **shape), Lanes(tokens, num_lanes=num_lanes, max_length=64)
+@given(runs(max_steps=30), st.integers(2, 9), st.integers(1, 3), st.integers(9, 1500))
+def test_the_rest_begins_at_the_first_step_that_some_lane_cannot_fill(run, num_lanes, epochs, tokens):
+    schedule, shape, _ = run
+    plan = SequenceLengthPlan(schedule, **shape, total_tokens=epochs * tokens)
+    rest = StoreOrder(open_lanes(tokens, num_lanes), plan, epochs).rest
     shares = [epochs * (tokens // num_lanes + (lane < tokens % num_lanes)) for lane in range(num_lanes)]
-    for steps in range(1, total + 1):
+    before = [0] * num_lanes
+    for steps in range(1, plan.total_steps + 1):
         _, taken = naive_offsets(naive_plan(schedule, **shape, total_steps=steps), shape, num_lanes)
-        assert lanes.ended(plan, steps, epochs) == any(t > share for t, share in zip(taken, shares, strict=True))
+        if any(t > share for t, share in zip(taken, shares, strict=True)):
+            break
+        before = taken
+    else:
+        steps = plan.total_steps + 1
+    assert rest.step == steps - 1 and rest.delivered.tolist() == before
+    assert np.diff(rest.bounds).tolist() == [share - t for share, t in zip(shares, before, strict=True)]
 
 
-def test_the_data_has_not_ended_with_its_very_last_token():
-    plan, lanes = SequenceLengthPlan(ConstantSchedule(5), batch_size=2), Lanes(40, num_lanes=2, max_length=5)
-    assert [lanes.ended(plan, steps, 1) for steps in (3, 4, 5)] == [False, False, True]
-    assert [lanes.ended(plan, steps, 2) for steps in (5, 8, 9)] == [False, False, True]
+def test_lanes_that_end_together_leave_no_rest():
+    plan = SequenceLengthPlan(ConstantSchedule(5), batch_size=2, total_tokens=40)
+    rest = StoreOrder(open_lanes(40, 2), plan, 1).rest
+    assert (rest.step, rest.bounds.tolist()) == (4, [0, 0, 0]) and plan.total_steps == 4
 
 
 @pytest.mark.parametrize("schedule", [StagedSchedule([8, 1024, 64], [1000, 10**9]), Table((8, 16, 8), hold=7)])
 def test_offsets_are_exact_far_out(schedule):
-    plan, lanes = SequenceLengthPlan(schedule, batch_size=5, world_size=3), Lanes(10**12, num_lanes=7, max_length=1024)
+    plan, lanes = SequenceLengthPlan(schedule, batch_size=5, world_size=3), open_lanes(10**12, 7)
     step = 10**10 if isinstance(schedule, StagedSchedule) else 10**4
     stage, first = plan.stage_at(step), plan.rows_before(step)
     rows = np.arange(first, first + 15)
-    found = lanes.offsets(plan, stage, rows).tolist()
+    found = LaneReader(lanes, plan).offsets(stage, rows).tolist()
     for row, offset in zip(rows.tolist(), found, strict=True):  # the lane's rows below, stage by stage
         below = sum(
             s_length * (count_below(min(r_stop, row), row % 7, 7) - count_below(r_start, row % 7, 7))

@@ -274,7 +274,7 @@ def resumed_elsewhere(name, state, world, **options):
     loaders = [loader_of(name, rank, world, **options) for rank in range(world)]
     for loader in loaders:
         loader.load_state_dict(json.loads(json.dumps(state)))
-        same = ("step", "rows", "tokens", "epoch", "plan", "source", "order", "stream")
+        same = ("step", "rows", "tokens", "epoch", "past", "source", "order", "stream")
         assert {k: loader.state_dict()[k] for k in same} == {k: state[k] for k in same}
     return loaders
 

@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 from oracle import batches_of, naive_batches, naive_lane_positions, naive_plan
 from strategies import runs
 
-from slw_data.batch.rows import StoreRows
+from slw_data.batch.reading import Reading, StoreTokens
+from slw_data.batch.stored import StoreBatches
 from slw_data.errors import DataError
-from slw_data.order.lanes import Lanes
+from slw_data.order.lanes import Lanes, open_lanes
 from slw_data.order.permutation import permute
+from slw_data.order.position import Position
+from slw_data.order.store import StoreOrder
 from slw_data.plan import SequenceLengthPlan
 from slw_data.plan.schedules import ConstantSchedule, StagedSchedule
 
@@ -54,7 +57,8 @@ def cuts(draw, max_tokens=600):
     num_lanes = draw(st.sampled_from([1, 1, 2, 3, 4, 5, rows, rows + 1, max(1, rows // 2), shape["world_size"]]))
     tokens = draw(st.integers(max(num_lanes, 2), max_tokens))
     shuffle, seed = draw(st.booleans()), draw(st.integers(0, 99))
-    lanes = Lanes(tokens, num_lanes=num_lanes, shuffle=shuffle, seed=seed, max_length=24)
+    blocks = draw(st.integers(1, min(9, tokens // num_lanes)))
+    lanes = Lanes(tokens, num_lanes, shuffle, seed, 1 if num_lanes == 1 and not shuffle else blocks)
     return [3 * i + 1 for i in range(tokens)], plan, shape, lanes, draw(st.sampled_from([0, 1])), total
 
 
@@ -63,12 +67,40 @@ def passes(plan, lanes, total):
     return plan.tokens_before(total) // (lanes.num_tokens // lanes.num_lanes) + 2
 
 
+class Cut:
+    """What :class:`StoreBatches` delivers, by numbers: batch i is the i-th of the run on one rank."""
+
+    def __init__(self, stores, plan, lanes, rank, epochs, look, documents, eos_id, vocab_size):
+        self.plan, self.lanes, self.rank, self.epochs = plan, lanes, rank, epochs
+        parts = {name: (name, 0) for name in stores} | ({"next": ("input_ids", 1)} if look else {})
+        self.reading = Reading(StoreTokens(stores, eos_id), parts, documents, vocab_size)
+
+    def chunks(self, start, stop, worker, num_workers, size):
+        """The chunks; ``stop`` ends a step."""
+        plan = self.plan
+        if stop is not None and plan.total_steps is None:
+            shape = {"batch_size": plan.batch_size, "tokens_per_batch": plan.tokens_per_batch}
+            plan = SequenceLengthPlan(
+                plan.schedule,
+                **shape,
+                grad_accum_steps=plan.grad_accum_steps,
+                world_size=plan.world_size,
+                total_steps=stop // plan.grad_accum_steps,
+            )
+        batches = StoreBatches(StoreOrder(self.lanes, plan, self.epochs), self.reading, self.rank)
+        at = Position(*divmod(start, plan.grad_accum_steps))
+        return batches.chunks(at, worker, num_workers, size)
+
+
+def numbers_of(chunk):
+    """The run's numbers of a chunk's batches."""
+    first = chunk.stage.start * chunk.stage.grad_accum_steps
+    return range(first + chunk.numbers.start, first + chunk.numbers.stop)
+
+
 def rows_for(store, plan, lanes, rank=0, *, epochs=None, look=0, documents=False, eos_id=None, vocab_size=None):
-    """A StoreRows of a store or of a mapping of columns; ``look=1`` reads the tokens one further on as well."""
     stores = store if isinstance(store, dict) else {"input_ids": store}
-    parts = {name: (name, 0) for name in stores} | ({"next": ("input_ids", 1)} if look else {})
-    where = {"documents": documents, "eos_id": eos_id, "vocab_size": vocab_size}
-    return StoreRows(stores, plan, lanes, rank=rank, epochs=epochs, parts=parts, **where)
+    return Cut(stores, plan, lanes, rank, epochs, look, documents, eos_id, vocab_size)
 
 
 def tokens_in(chunk):
@@ -113,9 +145,9 @@ def test_every_batch_of_every_rank_is_cut_from_the_lanes(cut, size, data):
             for chunk in rows.chunks(start, batches, worker, num_workers, size):
                 assert size is None or len(chunk.numbers) <= size
                 assert chunk.starts is None and chunk.valid_next is None
-                length, many, _ = shapes[chunk.numbers[0] // shape["grad_accum_steps"]]
+                length, many, _ = shapes[numbers_of(chunk)[0] // shape["grad_accum_steps"]]
                 assert (chunk.length, chunk.rows) == (length, many)
-                for number, batch in zip(chunk.numbers, tokens_in(chunk), strict=True):
+                for number, batch in zip(numbers_of(chunk), tokens_in(chunk), strict=True):
                     assert number not in found, "two workers made one batch"
                     found[number] = batch
         assert sorted(found) == list(range(start, batches))
@@ -127,7 +159,7 @@ def test_every_batch_of_every_rank_is_cut_from_the_lanes(cut, size, data):
 @pytest.mark.parametrize("num_lanes", [1, 2, 3, 4, 6, 12])
 def test_every_way_of_dealing_rows_to_lanes(num_lanes, world_size, shuffle):
     """All of them, as each way of reading serves few: whole turns of the lanes, parts of turns, single rows."""
-    tokens, lanes = list(range(301)), Lanes(301, num_lanes=num_lanes, shuffle=shuffle, max_length=4)
+    tokens, lanes = list(range(301)), open_lanes(301, num_lanes, shuffle=shuffle)
     positions = naive_lane_positions(301, num_lanes, lanes.blocks, orders(lanes, 12))
     for batch_size, grad_accum_steps in itertools.product((1, 2, 3, 4, 6), (1, 2)):
         shape = {"batch_size": batch_size, "grad_accum_steps": grad_accum_steps, "world_size": world_size}
@@ -141,21 +173,28 @@ def test_every_way_of_dealing_rows_to_lanes(num_lanes, world_size, shuffle):
 
 @given(cuts(), st.integers(1, 2))
 def test_the_run_ends_with_the_data_and_only_the_very_last_label_is_missing(cut, epochs):
-    tokens, plan, shape, lanes, _, total = cut
+    """What the lanes leave over is delivered too: less than a step remains, however many lanes there are."""
+    tokens, endless, shape, lanes, _, _ = cut
+    plan = SequenceLengthPlan(endless.schedule, **shape, total_tokens=epochs * len(tokens))
+    if plan.total_steps == 0:
+        return
     positions = naive_lane_positions(lanes.num_tokens, lanes.num_lanes, lanes.blocks, orders(lanes, epochs))
     lists = [[tokens[p] for p in lane] for lane in positions]
-    run = naive_batches(lists, shapes_of(plan, shape, total), **dealing(shape), look=1)
-    assert not (run and lanes.ended(plan, len(run), epochs))
-    assert len(run) == total or lanes.ended(plan, len(run) + 1, epochs)
+    run = naive_batches(lists, shapes_of(plan, shape, plan.total_steps + 1), **dealing(shape), look=1, rest=True)
+    assert len(run) == plan.total_steps
+    delivered = [token for step in run for micro in step for rank in micro for row in rank for token in row[:-1]]
+    left = epochs * len(tokens) - len(delivered)
+    assert 0 <= left < plan.tokens(plan.total_steps) and max(map(delivered.count, delivered[:20])) <= epochs
     for rank in range(shape["world_size"]):
         rows = rows_for(ListStore(tokens), plan, lanes, rank, epochs=epochs, look=1)
-        chunks = rows.chunks(0, len(run) * shape["grad_accum_steps"], 0, 1, None)
-        assert [batch for chunk in chunks for batch in tokens_in(chunk)] == batches_of(run, rank)
+        for size in (None, 1, 2):
+            chunks = rows.chunks(0, None, 0, 1, size)
+            assert [batch for chunk in chunks for batch in tokens_in(chunk)] == batches_of(run, rank)
 
 
 def test_the_missing_label_is_marked():
     """The property above with numbers: 2 lanes of 12 tokens in order, rows of 4, one epoch."""
-    lanes = Lanes(24, num_lanes=2, max_length=4)
+    lanes = open_lanes(24, 2)
     assert (lanes.blocks, lanes.block_size) == (8, 1)
     plan = SequenceLengthPlan(ConstantSchedule(4), batch_size=2)
     rows = rows_for(ListStore(range(24)), plan, lanes, epochs=1, look=1)
@@ -169,7 +208,7 @@ def test_the_missing_label_is_marked():
 
 
 def test_only_the_lanes_that_have_ended_miss_a_label():
-    lanes = Lanes(25, num_lanes=2, max_length=4)  # lane 0 has a token more
+    lanes = open_lanes(25, 2)  # lane 0 has a token more
     rows = rows_for(
         ListStore(range(25)), SequenceLengthPlan(ConstantSchedule(4), batch_size=2), lanes, epochs=1, look=1
     )
@@ -180,7 +219,7 @@ def test_only_the_lanes_that_have_ended_miss_a_label():
 
 def test_stream_order_over_two_ranks_by_hand():
     plan = SequenceLengthPlan(StagedSchedule([2, 3, 1], [1, 2]), batch_size=2, grad_accum_steps=2, world_size=2)
-    rows = [rows_for(ListStore(range(100)), plan, Lanes(100, max_length=3), rank) for rank in (0, 1)]
+    rows = [rows_for(ListStore(range(100)), plan, open_lanes(100), rank) for rank in (0, 1)]
     found = [[batch for c in r.chunks(0, 6, 0, 1, None) for batch in tokens_in(c)] for r in rows]
     assert found[0] == [
         [[0, 1], [2, 3]],
@@ -202,7 +241,7 @@ def test_stream_order_over_two_ranks_by_hand():
 
 def test_chunks_go_on_for_ever_without_a_stop():
     rows = rows_for(
-        ListStore(range(10)), SequenceLengthPlan(ConstantSchedule(4), batch_size=1), Lanes(10, max_length=4)
+        ListStore(range(10)), SequenceLengthPlan(ConstantSchedule(4), batch_size=1), open_lanes(10)
     )
     chunks = itertools.islice(rows.chunks(0, None, 0, 1, 1), 6)
     found = [batch for chunk in chunks for batch in tokens_in(chunk)]
@@ -249,7 +288,7 @@ def test_documents_begin_where_the_source_says_and_after_jumps_in_every_chunking
         rows = rows_for(store, plan, lanes, rank, look=look, documents=True, eos_id=None if by_offsets else eos)
         expected = batches_of(run, rank)
         for chunk in rows.chunks(0, len(expected), 0, 1, size):
-            for number, batch in zip(chunk.numbers, chunk.final(chunk.starts).tolist(), strict=True):
+            for number, batch in zip(numbers_of(chunk), chunk.final(chunk.starts).tolist(), strict=True):
                 for row, positions in zip(batch, expected[number], strict=True):
                     must, may = naive_starts(positions, pieces, begins)
                     assert all(s or not m for s, m in zip(row[1:], must[1:], strict=True)), (number, row, must)
@@ -258,7 +297,7 @@ def test_documents_begin_where_the_source_says_and_after_jumps_in_every_chunking
 
 def test_document_starts_do_not_depend_on_the_other_rows_of_a_chunk():
     """3 rows over 2 lanes: their offsets differ, so one row meets the end of its block where the others do not."""
-    lanes = Lanes(96, num_lanes=2, max_length=4)
+    lanes = open_lanes(96, 2)
     assert (lanes.blocks, lanes.block_size) == (8, 6)
     plan = SequenceLengthPlan(ConstantSchedule(4), batch_size=3)
     store = ListStore(range(96), documents=[0, 96])
@@ -279,7 +318,7 @@ def test_the_sound_batches_come_before_the_error_that_names_the_token(bad, dtype
     tokens = [i % 100 for i in range(200)]
     tokens[77] = bad
     plan = SequenceLengthPlan(ConstantSchedule(4), batch_size=2, total_steps=25)
-    rows = rows_for(ListStore(tokens, dtype), plan, Lanes(200, max_length=4), vocab_size=100)
+    rows = rows_for(ListStore(tokens, dtype), plan, open_lanes(200), vocab_size=100)
     found = []
     with pytest.raises(DataError) as caught:
         for chunk in rows.chunks(0, 25, 0, 1, size):
@@ -293,7 +332,7 @@ def test_a_negative_id_is_refused_without_a_vocabulary():
     rows = rows_for(
         ListStore([1, 2, -100, 4], "int16"),
         SequenceLengthPlan(ConstantSchedule(2), batch_size=1),
-        Lanes(4, max_length=2),
+        open_lanes(4),
     )
     with pytest.raises(DataError, match=r"-100 at token 2 of a list"):
         list(rows.chunks(0, 2, 0, 1, None))
@@ -303,7 +342,7 @@ def test_a_negative_id_is_refused_without_a_vocabulary():
 def test_the_position_of_a_bad_id_is_named_in_any_order_of_lanes(at, num_lanes, shuffle):
     tokens = [5] * 600
     tokens[at] = 50
-    lanes = Lanes(600, num_lanes=num_lanes, shuffle=shuffle, seed=1, max_length=5)
+    lanes = open_lanes(600, num_lanes, shuffle=shuffle, seed=1)
     plan = SequenceLengthPlan(ConstantSchedule(5), batch_size=num_lanes)
     rows = rows_for(ListStore(tokens), plan, lanes, vocab_size=50)
     with pytest.raises(DataError, match=rf"found 50 at token {at} of a list"):

@@ -34,7 +34,6 @@ class BatchBuilder:
     labels: str
     columns: tuple[str, ...]
     extras: tuple[str, ...]
-    grad_accum_steps: int
     masked: bool
     flat: int | None
 
@@ -113,7 +112,7 @@ class BatchBuilder:
             if "document_ids" in wanted:
                 extra["document_ids"] = np.cumsum(starts, axis=2, dtype=np.int64) - 1
         if "step" in wanted:
-            extra["step"] = np.array(chunk.numbers, dtype=np.int64) // self.grad_accum_steps
+            extra["step"] = chunk.stage.start + np.array(chunk.numbers, dtype=np.int64) // chunk.stage.grad_accum_steps
         return {name: extra[name] for name in wanted}
 
 

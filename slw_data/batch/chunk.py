@@ -2,48 +2,70 @@
 
 It is what is read at once, and what a worker sends to the main process in one message.
 
-Read next: :mod:`slw_data.batch.building`, which makes tensors of it.
+Read next: :mod:`slw_data.batch.reading`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from slw_data.order.position import Position
 from slw_data.plan import SequenceLengthPlan, Stage
 
-__all__ = ["CHUNK_TOKENS", "Array", "Chunk", "chunks_from"]
+__all__ = ["CHUNK_TOKENS", "Array", "Batches", "Chunk", "batches_from", "chunked", "place"]
 
 Array = npt.NDArray[Any]
 
 CHUNK_TOKENS = 1 << 18  # of all tensors together; enough to spread the cost of a call, and in the cache: 2 MiB of int64
-_SPAN_BATCHES = 1024  # as far as a schedule that is only a callable is asked ahead
+SPAN_BATCHES = 1024  # as far as a schedule that is only a callable is asked ahead
 
 
 @dataclass
 class Chunk:
-    """Batches ``numbers`` (counted over the run, on one rank), each of ``rows`` x ``length`` tokens.
+    """Batches ``numbers`` of ``stage`` (counted from its start, on one rank).
 
-    ``columns`` are arrays of that many tokens: the parallel columns, and as "next" the tokens one further on, for labels.
-    An array holds the tokens in the order of the batches, in whatever shape; or, ``by_lane``, it has shape (runs, width),
-    and run i has the i-th row of each cycle of runs. ``valid`` (of the tokens) and ``valid_next`` are False where there
-    is no token (padding, the end of the data), ``starts`` is True where a document begins; None means all, all and none.
-    ``after[i]`` is the source's position once batch i is delivered.
+    ``columns`` are arrays of their tokens: the parallel columns, and as "next" the tokens one further on, for labels.
+    An array has shape (runs, width), in the order of the batches; or, ``by_lane``, run i has the i-th row of each cycle of
+    runs. ``valid`` (of the tokens) and ``valid_next`` are False where there is no token (padding, the end of the data),
+    ``starts`` is True where a document begins; None means all, all and none. ``after[i]`` is the position of a stream once
+    batch i is delivered; None where it is arithmetic.
     """
 
+    stage: Stage
     numbers: range
-    rows: int
-    length: int
     columns: dict[str, Array]
     by_lane: bool = False
     valid: npt.NDArray[np.bool_] | None = None
     valid_next: npt.NDArray[np.bool_] | None = None
     starts: npt.NDArray[np.bool_] | None = None
-    after: Sequence[Any] | None = None
+    after: Sequence[Position] | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.stage.rows
+
+    @property
+    def length(self) -> int:
+        return self.stage.length
+
+    @property
+    def first(self) -> tuple[int, int]:
+        """Step and micro-batch of the first batch."""
+        return place(self.stage, self.numbers.start)
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """Step and micro-batch of the batch after the last."""
+        return place(self.stage, self.numbers.stop)
+
+    def position(self, i: int) -> Position:
+        """Where the run stands once batch ``i`` of the chunk is delivered."""
+        return self.after[i] if self.after is not None else Position(*place(self.stage, self.numbers[i] + 1))
 
     def view(self, array: Array) -> Array:
         """``array`` by batch: ``view[i]`` has the tokens of batch i in their order, in two or more dimensions."""
@@ -57,18 +79,63 @@ class Chunk:
         return self.view(array).reshape(len(self.numbers), self.rows, self.length)
 
 
-def chunks_from(
-    plan: SequenceLengthPlan, start: int, stop: int | None, size: int | None, tokens: int = CHUNK_TOKENS
-) -> tuple[Stage, Iterator[range]]:
-    """The stage of batch ``start``, and the next chunks from there on, as far as they lie in the stage: of ``size``
-    batches each, or of so many tokens. It depends on the arguments alone, so all workers agree without talking."""
-    accum = plan.grad_accum_steps
-    step = start // accum
-    ahead = 1 if size == 1 else _SPAN_BATCHES // accum + 2
-    if stop is not None:
-        ahead = min(ahead, -(-stop // accum) - step)
-    stage = plan.stage_at(step, ahead)
-    most = size or max(1, min(tokens // (stage.rows * stage.length), _SPAN_BATCHES))
-    ends = (start + max(most, _SPAN_BATCHES), stop, None if stage.stop is None else stage.stop * accum)
-    end = min(end for end in ends if end is not None)
-    return stage, (range(first, min(first + most, end)) for first in range(start, end, most))
+class Batches(Protocol):
+    """The batches of one rank, whatever they are read from. It never changes, so threads and processes share it."""
+
+    @property
+    def message_size(self) -> int | None:
+        """Batches in a worker's message; None: as many as a chunk should have."""
+
+    @property
+    def begin(self) -> Position:
+        """Where a run begins."""
+
+    def chunks(self, at: Position, worker: int, num_workers: int, size: int | None) -> Generator[Chunk, None, int | None]:
+        """Batches from ``at`` on in chunks of at most ``size``: the ``worker``-th of every ``num_workers``.
+
+        Where chunks begin depends on the arguments alone, so workers agree on them without talking. Returns how many tokens
+        the end of the data left over, if it was met while reading.
+        """
+
+    def seek(self, step: int) -> Position:
+        """Where ``step`` begins. A stream is read up to there."""
+
+    def epoch(self, at: Position, rows: int) -> int:
+        """The pass over the source that the next row begins in, where ``rows`` rows of the step are delivered."""
+
+    def rest(self, at: Position) -> int | None:
+        """The step from which on rows are cut from what the lanes left over, if ``at`` is beyond its beginning."""
+
+    def leftover(self, at: Position) -> int | None:
+        """Tokens that the end of the data leaves over where the run ends at ``at``; None if the data does not end it."""
+
+
+def place(stage: Stage, number: int) -> tuple[int, int]:
+    """Step and micro-batch of batch ``number`` of ``stage``."""
+    steps, batch = divmod(number, stage.grad_accum_steps)
+    return stage.start + steps, batch
+
+
+def batches_from(
+    plan: SequenceLengthPlan, at: tuple[int, int], size: int | None, tokens: int
+) -> tuple[Stage, int, int, int]:
+    """``(stage, first, stop, most)``: the stage of the batch at ``at`` (step and micro-batch), the batches of it to go on
+    with, and how many of them make a chunk: ``size``, or so many tokens.
+
+    It depends on the arguments alone, so all workers agree without talking.
+    """
+    step, batch = at
+    last = plan.total_steps
+    accumulated = plan.micro_batches(step)
+    ahead = 1 if size == 1 else SPAN_BATCHES // accumulated + 2
+    stage = plan.stage_at(step, ahead if last is None else min(ahead, last - step))
+    first = (step - stage.start) * stage.grad_accum_steps + batch
+    most = size or max(1, min(tokens // (stage.rows * stage.length), SPAN_BATCHES))
+    steps = [end for end in (stage.stop, last) if end is not None]
+    stop = first + max(most, SPAN_BATCHES)
+    return stage, first, min([stop, *((end - stage.start) * stage.grad_accum_steps for end in steps)]), most
+
+
+def chunked(first: int, stop: int, most: int) -> Iterator[range]:
+    """Ranges of at most ``most`` from ``first`` to ``stop``."""
+    return (range(start, min(start + most, stop)) for start in range(first, stop, most))

@@ -74,8 +74,8 @@ def show_step(store: TokenStore, step: int, arguments: Arguments, options: dict[
     loader.seek(step)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "this run is finished|.* has too few tokens")  # said below, of this step
-        batches = list(islice(loader, plan.grad_accum_steps))
-    if len(batches) < plan.grad_accum_steps:
+        batches = list(islice(loader, plan.micro_batches(step)))
+    if len(batches) < plan.micro_batches(step):
         raise ValueError(f"--step {step:,} is past the end of the data: give --total-steps or --epochs to read it again")
     print(f"step {step:,}{'' if total is None else f' of {total:,}'}: length {plan.length(step):,}")
     for number, batch in enumerate(batches):

@@ -81,7 +81,7 @@ def _dataset(loader: SLWLoader | SLWDataset) -> SLWDataset:
 def _described(loader: SLWLoader | SLWDataset) -> dict[str, Any]:
     """What must be the same on all ranks, in short values."""
     dataset = _dataset(loader)
-    state = dump_state(dataset.identity, loader.position)
+    state = {"plan": dataset.plan.fingerprint, **dump_state(dataset.run.identity, loader.position)}
     state["stream"] = state["stream"] and hashlib.sha256(state["stream"].encode()).hexdigest()[:12]
     left_out = ("version", "checksum", "dp_rank", *(_OWN if dataset.sharded else ()))
     shared = {name: value for name, value in state.items() if name not in left_out}

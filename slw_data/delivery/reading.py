@@ -9,9 +9,12 @@ Read next: :mod:`slw_data.loader`.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from typing import NamedTuple
 
 from slw_data.batch.building import Batch
 from slw_data.batch.chunk import Chunk
@@ -19,16 +22,26 @@ from slw_data.delivery.workers import Messages
 
 __all__ = ["Direct", "Threaded", "Workers"]
 
+_LOOKS_AFTER = 0.01  # seconds of waiting for a chunk that is given up, after which to see whether the thread has ended
+
 Build = Callable[[Chunk], Iterator[Batch]]
+Chunks = Generator[Chunk, None, "int | None"]
 
 
 class Direct:
-    """Reads the next chunk when the last one is used up."""
+    """Reads the next chunk when the last one is used up. ``left`` is what ``chunks`` returned at their end."""
 
     def __init__(self, chunks: Iterator[Chunk], build: Build) -> None:
         self._chunks, self._build = chunks, build
         self._chunk: Chunk | None = None
         self._batches: Iterator[tuple[int, Batch]] = iter(())
+        self._process = os.getpid()
+        self.left: int | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be taken from. In a child of the process that opened it the thread and workers do not exist."""
+        return os.getpid() == self._process
 
     def take(self) -> tuple[Chunk, int, Batch] | None:
         """The next batch, with its chunk and its place there; None at the end."""
@@ -36,50 +49,68 @@ class Direct:
             for index, batch in self._batches:
                 assert self._chunk is not None
                 return self._chunk, index, batch
-            self._chunk = next(self._chunks, None)
-            if self._chunk is None:
+            try:
+                self._chunk = next(self._chunks)
+            except StopIteration as end:
+                self.left = end.value
                 return None
             self._batches = enumerate(self._build(self._chunk))
 
     def close(self) -> None:
+        """End all reading, and wait for it: whoever comes next may read the same source."""
         self._chunks, self._batches = iter(()), iter(())
 
 
 class Threaded(Direct):
     """A thread reads chunks ahead. It refers to the queue alone, so dropping this object ends it."""
 
-    def __init__(self, chunks: Iterator[Chunk], build: Build, ahead: int) -> None:
-        self._queue: queue.Queue[Chunk | BaseException | None] = queue.Queue(ahead)
+    def __init__(self, chunks: Chunks, build: Build, ahead: int) -> None:
+        self._queue: queue.Queue[Chunk | _End] = queue.Queue(ahead)
         self._stop = threading.Event()
         super().__init__(_received(self._queue), build)
-        threading.Thread(target=_fill, args=(chunks, self._queue, self._stop), daemon=True, name="slw_data").start()
+        self._thread = threading.Thread(target=_fill, args=(chunks, self._queue, self._stop), daemon=True, name="slw_data")
+        self._thread.start()
 
     def close(self) -> None:
         super().close()
         self._stop.set()
-        while not self._queue.empty():  # a thread that waits for room sees the event at once
-            self._queue.get()
+        if not self.alive:
+            return
+        while self._thread.is_alive():  # it may wait for room
+            with suppress(queue.Empty):
+                self._queue.get(timeout=_LOOKS_AFTER)
 
     def __del__(self) -> None:
-        self.close()
+        self._stop.set()
+        if self.alive:
+            while not self._queue.empty():  # a thread that waits for room sees the event at once
+                self._queue.get()
 
 
-def _received(waiting: queue.Queue[Chunk | BaseException | None]) -> Iterator[Chunk]:
-    while (item := waiting.get()) is not None:
-        if isinstance(item, BaseException):
-            raise item
+class _End(NamedTuple):
+    """Of what a thread reads: an error to be raised where the chunk is awaited, or what the chunks returned."""
+
+    error: BaseException | None
+    left: int | None = None
+
+
+def _received(waiting: queue.Queue[Chunk | _End]) -> Chunks:
+    while isinstance(item := waiting.get(), Chunk):
         yield item
+    if item.error is not None:
+        raise item.error
+    return item.left
 
 
-def _fill(chunks: Iterator[Chunk], waiting: queue.Queue[Chunk | BaseException | None], stop: threading.Event) -> None:
+def _fill(chunks: Chunks, waiting: queue.Queue[Chunk | _End], stop: threading.Event) -> None:
     try:
-        for chunk in chunks:
-            waiting.put(chunk)
-            if stop.is_set():
-                return
-        waiting.put(None)
-    except BaseException as error:  # to be raised where the chunk is awaited
-        waiting.put(error)
+        while not stop.is_set():
+            waiting.put(next(chunks))
+        chunks.close()  # here, in the thread that has read them
+    except StopIteration as end:
+        waiting.put(_End(None, end.value))
+    except BaseException as error:
+        waiting.put(_End(error))
 
 
 class Workers(Direct):
@@ -90,5 +121,6 @@ class Workers(Direct):
         super().__init__(messages, build)
 
     def close(self) -> None:
-        self._messages.close()
+        if self.alive:
+            self._messages.close()
         super().close()

@@ -33,8 +33,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from slw_data.arguments import flag, integer
 from slw_data.batch.chunk import Chunk
-from slw_data.dataset import SLWDataset
-from slw_data.state import Position
+from slw_data.order.position import Position
+from slw_data.run import Run
 
 __all__ = ["Messages", "check_picklable", "worker_options"]
 
@@ -71,12 +71,12 @@ def _checked_timeout(timeout: Any) -> float:
     return timeout
 
 
-def check_picklable(dataset: SLWDataset, context: str | BaseContext | None) -> None:
-    """TypeError naming the culprit if the start method pickles the dataset and it cannot be pickled."""
+def check_picklable(run: Run, context: str | BaseContext | None) -> None:
+    """TypeError naming the culprit if the start method pickles the run and it cannot be pickled."""
     method = context if isinstance(context, BaseContext) else multiprocessing.get_context(context)
     if method.get_start_method() == "fork":
         return
-    parts = {"the schedule": dataset.plan.schedule, "the source": dataset.source, "the dataset": dataset}
+    parts = {"the schedule": run.plan.schedule, "the source": run.source, "the dataset": run}
     for name, part in parts.items():
         try:
             pickle.dumps(part)
@@ -93,11 +93,11 @@ def check_picklable(dataset: SLWDataset, context: str | BaseContext | None) -> N
 class Messages:
     """The chunks from a position on, in their order."""
 
-    def __init__(self, dataset: SLWDataset, at: Position, num_workers: int, options: Mapping[str, Any]) -> None:
-        self._next = at.number
+    def __init__(self, run: Run, at: Position, num_workers: int, options: Mapping[str, Any]) -> None:
+        self._next = (at.step, at.batch)
         self._received: Any = iter(
             DataLoader(
-                WorkerChunks(dataset, at),
+                WorkerChunks(run, at),
                 batch_size=None,
                 num_workers=num_workers,
                 generator=torch.Generator(),  # else iterating would draw a seed from the global generator
@@ -127,8 +127,8 @@ class Messages:
                 chunk: Chunk = next(self._received)
             finally:
                 self.waiting_since = None
-            if chunk.numbers.start == self._next:
-                self._next = chunk.numbers.stop
+            if chunk.first == self._next:
+                self._next = chunk.end
                 return chunk
 
     def close(self) -> None:
@@ -181,14 +181,14 @@ def _end_half_messages(
 class WorkerChunks(IterableDataset[Chunk]):
     """A worker's own chunks."""
 
-    def __init__(self, dataset: SLWDataset, at: Position) -> None:
-        self.dataset, self.at = dataset, at
+    def __init__(self, run: Run, at: Position) -> None:
+        self.run, self.at = run, at
 
     def __iter__(self) -> Iterator[Chunk]:
         info = get_worker_info()
         assert info is not None
         threading.Thread(target=_end_with_parent, daemon=True, name="slw_data").start()
-        return self.dataset.chunks(self.at, info.id, info.num_workers, self.dataset.message_size)
+        return self.run.chunks(self.at, info.id, info.num_workers, self.run.batches.message_size)
 
 
 def _end_with_parent() -> None:

@@ -108,7 +108,7 @@ class SLWTrainerMixin(_Trainer):
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model  # of a PEFT model
         shifts = isinstance(model, PreTrainedModel) and self.compute_loss_func is None
-        if shifts and self.train_dataset.dataset.labels == "shifted":
+        if shifts and self.train_dataset.dataset.form.labels == "shifted":
             raise ValueError(
                 f"labels='shifted', and {type(model).__name__} shifts labels itself, so they would be shifted twice: write"
                 " labels='both' (it then takes shift_labels as they are) or labels='unshifted'; or pass a compute_loss_func"
@@ -127,7 +127,7 @@ class SLWTrainerMixin(_Trainer):
             folder = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
         if folder:
             self._load_data(Path(folder))
-        elif self.train_dataset.position.number:
+        elif self.train_dataset.position[:2] != (0, 0):
             raise StateError(
                 f"training begins at step 0, and the loader stands at step {self.train_dataset.step}: call its reset(), or"
                 " train(resume_from_checkpoint=...)"
@@ -206,7 +206,7 @@ def _loader(given: Any, args: Any) -> SLWLoader:
 
 def _steps(args: Any, dataset: SLWDataset) -> int:
     """Optimizer steps to train for; ValueError where arguments and dataset disagree."""
-    given, planned, passes = args.max_steps, dataset.plan.total_steps, dataset.epochs or 1
+    given, planned, passes = args.max_steps, dataset.plan.total_steps, dataset.run.epochs or 1
     if planned is None and given <= 0:
         raise ValueError("nobody can know how many steps a stream holds: give the dataset total_steps, or args max_steps")
     if planned is not None and given > planned:

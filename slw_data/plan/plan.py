@@ -48,6 +48,8 @@ class Stage(NamedTuple):
     stop: int | None
     length: int
     rows: int
+    grad_accum_steps: int
+    rows_before: int
     tokens_before: int
 
 
@@ -157,6 +159,20 @@ class SequenceLengthPlan:
         stage = self._stage_before(step)
         return self._rows_before[stage] + (step - self._starts[stage]) * self._global_rows(self._lengths[stage])
 
+    def micro_batches(self, step: int) -> int:
+        return self.grad_accum_steps
+
+    def batches_before(self, step: int) -> int:
+        return step * self.grad_accum_steps
+
+    def past(self, step: int, batch: int = 0) -> str:
+        shape = []
+        for s in range(step + (batch > 0)):
+            if not shape or shape[-1][:2] != [self.length(s), self.global_rows(s)]:
+                shape.append([self.length(s), self.global_rows(s), 0])
+            shape[-1][2] += 1
+        return "steps " + hashlib.sha256(repr(shape).encode()).hexdigest()[:12]
+
     def step_at(self, tokens: int) -> int:
         """The step that delivers token ``tokens`` (counted from 0): the inverse of :meth:`tokens_before`."""
         tokens = integer("tokens", tokens, at_least=0)
@@ -191,8 +207,8 @@ class SequenceLengthPlan:
             self._read(end - 1)
         starts = self._starts[: None if end is None else bisect_left(self._starts, end)]
         stops = [*starts[1:], end]
-        shapes = zip(starts, stops, self._lengths, self._before, strict=False)
-        return tuple(Stage(start, stop, length, self._rows(length), before) for start, stop, length, before in shapes)
+        shapes = zip(starts, stops, self._lengths, self._rows_before, self._before, strict=False)
+        return tuple(Stage(a, b, n, self._rows(n), self.grad_accum_steps, r, t) for a, b, n, r, t in shapes)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -285,7 +301,7 @@ class SequenceLengthPlan:
             self._read(step + ahead - 1)
         stop = self._starts[index + 1] if index + 1 < len(self._starts) else self._read_to
         length = self._lengths[index]
-        return Stage(self._starts[index], stop, length, self._rows(length), self._before[index])
+        return Stage(self._starts[index], stop, length, self._rows(length), self.grad_accum_steps, self._rows_before[index], self._before[index])
 
     def history(self, step: int) -> tuple[list[int], list[int]]:
         """``(rows_before, lengths)`` of every stage up to the one that holds ``step``: what lanes have delivered."""

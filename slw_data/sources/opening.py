@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ class Stores:
     """A store for each column, cut at the same places."""
 
     columns: Mapping[str, TokenStore]
+
+    passes: ClassVar[int | None] = None
+    not_exact: ClassVar[str | None] = None
+    sharded: ClassVar[tuple[int, int] | None] = None
 
     @property
     def num_tokens(self) -> int:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from slw_data import SLWLoader, check_ranks_agree, save_state
-from slw_data.batch.rows import StoreRows
+from slw_data.batch.stored import StoreBatches
 from slw_data.delivery import checkpoint
 from slw_data.delivery.workers import WorkerChunks
 from slw_data.order.dealing import Dealer, Lane
@@ -89,7 +89,7 @@ class Place:
 
 
 PLACES = {
-    "before a store is read": Place(StoreRows, "chunks", "before", kind="shuffled"),
+    "before a store is read": Place(StoreBatches, "chunks", "before", kind="shuffled"),
     "before a stream is read": Place(Dealer, "_pull", "before", kind="lanes"),
     "mid-carry": Place(Lane, "cut", "after", 50, kind="lanes"),
     "after a yield": Place(Trainer, "delivered", "before", 6),

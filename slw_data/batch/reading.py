@@ -1,0 +1,196 @@
+"""Reading: from spans to a chunk of tokens. The one place where tokens are read, whatever they come from.
+
+    spans (where)  ->  columns in the source's own dtype, checked ids, where documents begin, the tokens for labels
+
+Read next: :mod:`slw_data.batch.building`, which makes tensors of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from slw_data.batch.chunk import Array, Chunk
+from slw_data.batch.flat import IGNORE
+from slw_data.order.permutation import Ints
+from slw_data.order.position import Position
+from slw_data.order.spans import Spans
+from slw_data.plan import Stage
+from slw_data.sources.ids import bad_id, check_ids
+from slw_data.sources.stores import TokenStore
+
+__all__ = ["BlockTokens", "Reading", "StoreTokens", "Tokens"]
+
+Marks = npt.NDArray[np.bool_]
+
+_APART = 32  # tokens between runs in memory: a distance that is a power of two would put all of them in the same cache sets
+
+
+class Tokens(Protocol):
+    """What spans are read from."""
+
+    def dtype(self, column: str) -> np.dtype[Any]: ...
+
+    def fill(self, column: str, spans: Spans, out: Array) -> None:
+        """Put the tokens of each run into its row of ``out``, as far as its spans go."""
+
+    def mark(self, spans: Spans, ids: Array, starts: Marks) -> None:
+        """Set ``starts`` where a document begins within a run. ``ids`` are the runs' token ids."""
+
+    def where(self, spans: Spans, run: int, at: int) -> str:
+        """The name of a token's place, for messages."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How spans become chunks.
+
+    Args:
+        tokens: what to read from.
+        parts: what to read: for each name a column, and how many tokens further on (1 for labels).
+        documents: whether to find where documents begin.
+        vocab_size: token ids must be below it.
+        padded: rows may be padded, so the chunk says which tokens there are; ``pad_id`` fills them up.
+    """
+
+    tokens: Tokens
+    parts: Mapping[str, tuple[str, int]]
+    documents: bool
+    vocab_size: int | None
+    padded: bool = False
+    pad_id: int = 0
+    checked: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        dtype = self.tokens.dtype("input_ids")  # of a narrow unsigned dtype no id is too large for int64
+        object.__setattr__(self, "checked", self.vocab_size is not None or dtype.kind == "i" or dtype.itemsize == 8)
+
+    @property
+    def look(self) -> int:
+        """Tokens to read after each run."""
+        return max(shift for _, shift in self.parts.values())
+
+    def read(self, stage: Stage, numbers: range, spans: Spans, after: Sequence[Position] | None = None) -> Chunk:
+        """The chunk of ``spans``. DataError naming the first bad token id and its place."""
+        chunk = Chunk(stage, numbers, {}, spans.by_lane, after=after)
+        width, blocks = spans.width - spans.look, dict[str, Array]()
+        for part, (column, shift) in self.parts.items():
+            if column not in blocks:  # each column is read once
+                blocks[column] = self._column(column, spans)
+            chunk.columns[part] = blocks[column][:, shift : shift + width]
+        if self.documents:
+            chunk.starts = np.zeros((spans.runs, width), np.bool_)
+            self.tokens.mark(spans, blocks["input_ids"], chunk.starts)
+        if spans.filled is not None or self.padded:
+            filled = np.full(spans.runs, spans.width) if spans.filled is None else spans.filled
+            valid = np.arange(spans.width) < filled[:, None]
+            chunk.valid = valid[:, :width] if self.padded else None
+            chunk.valid_next = valid[:, 1:] if spans.look else None
+        return chunk
+
+    def _column(self, column: str, spans: Spans) -> Array:
+        out = np.empty((spans.runs, spans.width + _APART), self.tokens.dtype(column))[:, : spans.width]
+        if spans.filled is not None:
+            out[:] = self.pad_id if column == "input_ids" else IGNORE if column == "labels" and self.padded else 0
+        self.tokens.fill(column, spans, out)
+        if self.checked and column == "input_ids":
+            found = check_ids(out, self.vocab_size)
+            if found is not None:
+                run, at = found
+                raise bad_id(int(out[found]), self.vocab_size, self.tokens.where(spans, run, at))
+        return out
+
+
+@dataclass(frozen=True)
+class StoreTokens:
+    """The tokens of parallel stores. Documents begin where the store of ids says, else after each ``eos_id``, and where a
+    lane has jumped."""
+
+    stores: Mapping[str, TokenStore]
+    eos_id: int | None = None
+
+    def dtype(self, column: str) -> np.dtype[Any]:
+        return self.stores[column].dtype
+
+    def fill(self, column: str, spans: Spans, out: Array) -> None:
+        store = self.stores[column]
+        if spans.sizes is None or spans.run is None:
+            store.gather(spans.starts, spans.width, out)
+            return
+        whole = spans.sizes == spans.width
+        if 2 * whole.sum() > spans.runs:  # all at once, what is cut after it
+            some = np.flatnonzero(whole)
+            starts = np.full(spans.runs, spans.starts[some[0]])
+            starts[spans.run[some]] = spans.starts[some]
+            store.gather(starts, spans.width, out)
+        else:
+            whole[:] = False
+        cut = np.flatnonzero(~whole)
+        ranges = (spans.run, spans.within, spans.starts, spans.sizes)
+        for run, at, start, size in zip(*(values[cut].tolist() for values in ranges), strict=True):
+            out[run, at : at + size] = store.read(start, start + size)
+
+    def mark(self, spans: Spans, ids: Array, starts: Marks) -> None:
+        run = np.arange(spans.runs) if spans.run is None else spans.run
+        jumps = np.flatnonzero(spans.within)
+        _set(starts, run[jumps], spans.within[jumps])
+        documents = self.stores["input_ids"].documents
+        if documents is not None:
+            sizes = np.full(spans.runs, spans.width) if spans.sizes is None else spans.sizes
+            low, high = np.searchsorted(documents, spans.starts), np.searchsorted(documents, spans.starts + sizes)
+            count = high - low
+            span = np.repeat(np.arange(len(count)), count)  # of each document that begins within a span
+            number = low[span] + np.arange(len(span)) - (np.cumsum(count) - count)[span]
+            _set(starts, run[span], spans.within[span] + documents[number] - spans.starts[span])
+        elif self.eos_id is not None:
+            starts[:, 1:] |= ids[:, : starts.shape[1] - 1] == self.eos_id
+
+    def where(self, spans: Spans, run: int, at: int) -> str:
+        return f"token {spans.position(run, at)[1]} of {self.stores['input_ids'].name}"
+
+
+@dataclass(frozen=True)
+class BlockTokens:
+    """The tokens of blocks of a stream, which the spans name as their sources. They come as int64."""
+
+    name: str
+
+    def dtype(self, column: str) -> np.dtype[Any]:
+        return np.dtype(np.int64)
+
+    def fill(self, column: str, spans: Spans, out: Array) -> None:
+        for read, run, at, start, size in _each(spans):
+            out[run, at : at + size] = read.block.read(column, start, start + size)
+
+    def mark(self, spans: Spans, ids: Array, starts: Marks) -> None:
+        for read, run, at, start, size in _each(spans):
+            offsets = read.block.offsets
+            low, high = np.searchsorted(offsets, (start, start + size))
+            begins = offsets[low:high] - start + at
+            starts[run, begins[begins < starts.shape[1]]] = True
+
+    def where(self, spans: Spans, run: int, at: int) -> str:
+        span, position = spans.position(run, at)
+        assert spans.source is not None
+        read = spans.sources[spans.source[span]]
+        document = int(np.searchsorted(read.block.offsets, position, side="right")) - 1
+        token = position - int(read.block.offsets[document])
+        return f"token {token} of document {read.first + document} of {self.name}"
+
+
+def _each(spans: Spans) -> Any:
+    """``(source, run, place in the run, start, size)`` of each span."""
+    assert spans.source is not None and spans.run is not None and spans.sizes is not None
+    ranges = (spans.source, spans.run, spans.within, spans.starts, spans.sizes)
+    for source, run, at, start, size in zip(*(values.tolist() for values in ranges), strict=True):
+        yield spans.sources[source], run, at, start, size
+
+
+def _set(starts: Marks, runs: Ints, at: Ints) -> None:
+    """Mark the places ``at`` of ``runs``, but for those that are only looked at."""
+    inside = at < starts.shape[1]
+    starts[runs[inside], at[inside]] = True

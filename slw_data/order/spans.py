@@ -1,0 +1,89 @@
+"""Spans: where the tokens of some batches lie, before any of them is read.
+
+The tokens form runs of one width; a run is put together from spans, each a range of neighbouring tokens of a source::
+
+    runs of 6     run 0              run 1
+    spans         [ 40 .. 45 ]       [ 46 47 ][ 12 .. 15 ]       a lane jumps within run 1
+    starts        40                 46       12
+    sizes         6                  2        4
+    run           0                  1        1
+
+Where each run is one span of the whole width, which is the usual case, ``sizes`` and ``run`` are None. An order makes
+spans; :mod:`slw_data.batch.reading` reads them, marks documents in them and checks their ids.
+
+Read next: :mod:`slw_data.order.lanes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from slw_data.order.permutation import Ints
+
+__all__ = ["Spans", "joined"]
+
+
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """``runs`` runs of ``width`` tokens, of which the last ``look`` are only looked at, for labels.
+
+    Args:
+        starts: int64 (spans,), the source's position of each span's first token.
+        sizes: int64 (spans,), tokens in each span; None: all have ``width``.
+        run: int64 (spans,), ascending: the run that each span is part of; None: span i is run i. What a run's spans do not
+            fill has no token: padding, or the end of the data.
+        by_lane: how runs make batches; see :class:`slw_data.batch.chunk.Chunk`.
+        sources: what spans are of, and ``source``, int64 (spans,), the number of each span's own; None: a store's.
+    """
+
+    runs: int
+    width: int
+    look: int
+    starts: Ints
+    sizes: Ints | None = None
+    run: Ints | None = None
+    by_lane: bool = False
+    sources: Sequence[Any] = ()
+    source: Ints | None = None
+
+    @cached_property
+    def within(self) -> Ints:
+        """Where in its run each span begins."""
+        if self.sizes is None or self.run is None:
+            return np.zeros(len(self.starts), np.int64)
+        before: Ints = np.cumsum(self.sizes) - self.sizes
+        firsts = np.searchsorted(self.run, self.run)  # for each span the first one of its run
+        return before - before[firsts]
+
+    @cached_property
+    def filled(self) -> Ints | None:
+        """How many tokens of each run there are; None: all of them."""
+        if self.sizes is None or self.run is None:
+            return None
+        filled = np.zeros(self.runs, np.int64)
+        np.add.at(filled, self.run, self.sizes)
+        return None if (filled == self.width).all() else filled
+
+    def position(self, run: int, at: int) -> tuple[int, int]:
+        """The span that holds token ``at`` of ``run``, and that token's position in the source."""
+        span = run
+        if self.run is not None:
+            first, last = np.searchsorted(self.run, [run, run + 1]).tolist()
+            span = first + int(np.searchsorted(self.within[first:last], at, side="right")) - 1
+        return span, int(self.starts[span]) + at - int(self.within[span])
+
+
+def joined(run: Ints, starts: Ints, sizes: Ints) -> tuple[Ints, Ints, Ints]:
+    """The same spans, those that go on where the one before them in their run ends made one with it."""
+    goes_on = np.zeros(len(run), np.bool_)
+    goes_on[1:] = (run[1:] == run[:-1]) & (starts[1:] == starts[:-1] + sizes[:-1])
+    if not goes_on.any():
+        return run, starts, sizes
+    kept = np.flatnonzero(~goes_on)
+    total: Ints = np.add.reduceat(sizes, kept)
+    return run[kept], starts[kept], total

@@ -1,0 +1,252 @@
+"""A run: a plan, a source, an order and a form, joined once and never changed.
+
+This is the one place that chooses who delivers: arithmetic over a store, or documents of a stream that are dealt.
+A :class:`Run` is a value: threads, workers and loaders share it, and what they remember is their own.
+
+Read next: :mod:`slw_data.dataset`, its face for torch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from slw_data.arguments import flag, given, integer
+from slw_data.batch.building import Batch, BatchBuilder
+from slw_data.batch.chunk import Batches, Chunk
+from slw_data.batch.form import Form
+from slw_data.batch.reading import BlockTokens, Reading, StoreTokens
+from slw_data.batch.stored import StoreBatches
+from slw_data.batch.streamed import StreamBatches
+from slw_data.errors import DataError, ScheduleError, StateError
+from slw_data.order.documents import DocumentOrder
+from slw_data.order.lanes import open_lanes
+from slw_data.order.position import Position
+from slw_data.order.store import StoreOrder
+from slw_data.plan import SequenceLengthPlan
+from slw_data.ranks import Ranks
+from slw_data.sources import Stores
+from slw_data.sources.streams import DocumentStream
+from slw_data.state import Identity, dump_state, parse_state
+
+__all__ = ["Run", "Shuffle", "open_run", "plan_of"]
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """How the order is chosen: the arguments of :class:`slw_data.SLWDataset` of these names."""
+
+    shuffle: bool = False
+    seed: int = 0
+    num_lanes: int | None = None
+
+    def __post_init__(self) -> None:
+        lanes = None if self.num_lanes is None else integer("num_lanes", self.num_lanes, at_least=1)
+        checked = {"shuffle": flag("shuffle", self.shuffle), "seed": integer("seed", self.seed, at_least=0), "num_lanes": lanes}
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class Run:
+    """``epochs``: passes over the source after which its end ends the run; None: the plan does."""
+
+    plan: SequenceLengthPlan
+    source: Stores | DocumentStream
+    ranks: Ranks
+    epochs: int | None
+    batches: Batches
+    builder: BatchBuilder
+    identity: Identity
+
+    @cached_property
+    def num_batches(self) -> int | None:
+        """Batches that this rank delivers in the whole run; None where nobody can know it."""
+        steps = self.plan.total_steps
+        return None if steps is None else self.plan.batches_before(steps)
+
+    def chunks(self, at: Position, worker: int = 0, num_workers: int = 1, size: int | None = None) -> Iterator[Chunk]:
+        """What ``worker`` of ``num_workers`` makes from ``at`` on: each ``num_workers``-th chunk of ``size`` batches."""
+        return self.batches.chunks(at, worker, num_workers, size)
+
+    def build(self, chunk: Chunk) -> Iterator[Batch]:
+        """The batches of a chunk."""
+        return self.builder.build(chunk)
+
+    def leftover(self, end: Position) -> int | None:
+        """Tokens of all ranks that the end of the data leaves over where the run ends at ``end``."""
+        return None if self.epochs is None else self.batches.leftover(end)
+
+    def check_workers(self, num_workers: int) -> None:
+        """DataError if the source cannot be read by worker processes."""
+        if num_workers and self.source.passes is not None:
+            raise DataError(
+                f"{self.source.name} is one-shot and serves one process, not {num_workers} workers:"
+                " pass a callable that returns a fresh iterator, or use num_workers=0"
+            )
+
+    def state_at(self, at: Position) -> dict[str, Any]:
+        """The state at a position."""
+        self._check_exact()
+        return dump_state(self.identity, at)
+
+    def parse(self, state: Mapping[str, Any], *, strict: bool = True) -> Position:
+        """The position that a state describes, checked against this run."""
+        self._check_exact()
+        return parse_state(self.identity, state, strict=strict)
+
+    def position_of(self, step: int) -> Position:
+        """The position where ``step`` begins. A store's is arithmetic; a stream is read up to it."""
+        step = integer("step", step, at_least=0)
+        total = self.plan.total_steps
+        if total is not None and step > total:
+            raise StateError(f"step must be at most total_steps={total}, got {step}")
+        return self.batches.seek(step)
+
+    def _check_exact(self) -> None:
+        if self.source.not_exact is not None:
+            raise StateError(f"this run cannot be resumed exactly: {self.source.not_exact}")
+
+
+# -- the plan of a run -------------------------------------------------------------------------------------------------
+
+
+def plan_of(
+    wanted: Any, shape: Mapping[str, Any], ends: Mapping[str, int | None], source: Stores | DocumentStream, ranks: Ranks
+) -> tuple[SequenceLengthPlan, int | None]:
+    """The plan, and the passes over the source after which its end ends the run (None: the plan ends it).
+
+    ``wanted`` is a schedule or a plan; ``shape`` and ``ends`` are what was given beside it. ScheduleError where these
+    contradict each other, or the data does not suffice for a step.
+    """
+    if sum(value is not None for value in ends.values()) > 1:
+        raise ScheduleError(f"give at most one of total_steps, total_tokens and epochs, got {given(ends)}")
+    epochs = None if ends["epochs"] is None else integer("epochs", ends["epochs"], at_least=1)
+    open_end = ends["total_steps"] is None and ends["total_tokens"] is None
+    tokens = None  # of all epochs, where a store can tell
+    if open_end and isinstance(source, Stores):
+        tokens = (epochs or 1) * source.num_tokens * (ranks.world if ranks.sharded else 1)
+    if isinstance(wanted, SequenceLengthPlan):
+        _check_plan(wanted, shape, ends, ranks)
+        if wanted.total_steps is not None:
+            return _checked(wanted), None
+        return (wanted if tokens is None else _covered(wanted.ending_at(tokens), source)), epochs or 1
+    total_tokens = ends["total_tokens"] if tokens is None else tokens
+    plan = SequenceLengthPlan(
+        wanted, **shape, world_size=ranks.world, total_steps=ends["total_steps"], total_tokens=total_tokens
+    )
+    if not open_end:
+        return _checked(plan), None
+    return (plan if tokens is None else _covered(plan, source)), epochs or 1
+
+
+def _check_plan(
+    plan: SequenceLengthPlan, shape: Mapping[str, Any], ends: Mapping[str, int | None], ranks: Ranks
+) -> None:
+    beside = {**shape, "total_steps": ends["total_steps"], "total_tokens": ends["total_tokens"]}
+    if beside["grad_accum_steps"] == 1:
+        del beside["grad_accum_steps"]
+    if given(beside):
+        raise ScheduleError(f"a plan has its own batch shape and end: leave out {given(beside)}")
+    if plan.world_size != ranks.world:
+        raise ScheduleError(
+            f"the plan is of world_size={plan.world_size}, this run has {ranks.world} data-parallel ranks:"
+            f" write SequenceLengthPlan(..., world_size={ranks.world})"
+        )
+    if plan.total_steps is not None and ends["epochs"] is not None:
+        raise ScheduleError(f"the plan ends after {plan.total_steps} steps: leave out epochs={ends['epochs']}")
+
+
+def _checked(plan: SequenceLengthPlan) -> SequenceLengthPlan:
+    """``plan``, if it has a step."""
+    if plan.total_steps == 0:
+        raise ScheduleError(
+            f"total_tokens={plan._total_tokens}: {plan._total_tokens} tokens are fewer than the {plan.tokens(0)} of the"
+            f" first step, {plan.global_rows(0)} rows x {plan.length(0)}: give more, or a smaller batch"
+        )
+    return plan
+
+
+def _covered(plan: SequenceLengthPlan, source: Stores | DocumentStream) -> SequenceLengthPlan:
+    """``plan``, if it has a step, as far as a store can tell."""
+    if isinstance(source, Stores) and plan.total_steps == 0:
+        raise DataError(
+            f"{source.name} has {source.num_tokens} tokens, too few for the first step of {plan.global_rows(0)} rows x"
+            f" {plan.length(0)}: use a smaller batch, or total_steps to read it again and again"
+        )
+    return plan
+
+
+# -- the choice --------------------------------------------------------------------------------------------------------
+
+
+def open_run(
+    source: Stores | DocumentStream,
+    plan: SequenceLengthPlan,
+    epochs: int | None,
+    form: Form,
+    shuffle: Shuffle,
+    ranks: Ranks,
+) -> Run:
+    """Join them: rows by arithmetic from a store, or cut from the documents of a stream."""
+    if ranks.sharded and epochs is not None:
+        raise ValueError("sharded=True needs total_steps: no rank can know where the others' data ends")
+    builder = BatchBuilder(form.labels, tuple(form.columns), tuple(form.extras), form.padded, _flat_tokens(form, plan))
+    local, rank = (plan.of_one_rank(), 0) if ranks.sharded else (plan, ranks.rank)
+    batches: Batches
+    if isinstance(source, Stores):
+        order = StoreOrder(
+            open_lanes(source.num_tokens, shuffle.num_lanes, shuffle=shuffle.shuffle, seed=shuffle.seed), local, epochs
+        )
+        if "document_ids" in form.extras and form.eos_id is None and source.columns["input_ids"].documents is None:
+            raise ValueError(f"document_ids need documents, and {source.name} knows none: pass eos_id")
+        tokens = StoreTokens(source.columns, form.eos_id)
+        reading = Reading(tokens, builder.parts, form.documents, form.vocab_size)
+        batches, mark, num_lanes = StoreBatches(order, reading, rank), order.fingerprint, None
+    else:
+        _check_stream(source, shuffle, ranks, form)
+        num_lanes = shuffle.num_lanes or 1
+        cuts = DocumentOrder(source, local, num_lanes, form.mode, form.preserve_eos, epochs)
+        reading = Reading(
+            BlockTokens(source.name), builder.parts, form.documents, form.vocab_size, form.padded, form.pad_id or 0
+        )
+        batches, mark = StreamBatches(cuts, reading, rank), cuts.fingerprint
+    vocabulary = "" if form.vocab_size is None else f", vocabulary of {form.vocab_size}"
+    shard = (ranks.rank, ranks.world) if ranks.sharded else None
+    identity = Identity(plan, batches, source.fingerprint + vocabulary, mark, shard, form.padded, num_lanes)
+    return Run(plan, source, ranks, epochs, batches, builder, identity)
+
+
+def _check_stream(source: DocumentStream, shuffle: Shuffle, ranks: Ranks, form: Form) -> None:
+    if shuffle.shuffle and form.mode != "stream":
+        raise ValueError(f"shuffle=True permutes blocks of tokens; in mode={form.mode!r} shuffle the documents instead")
+    if shuffle.shuffle:
+        raise ValueError("shuffle=True permutes a store; shuffle a stream at its source, or save it as a store first")
+    if source.sharded is not None and not ranks.sharded:
+        raise ValueError(
+            f"{source.name} is already split (rank {source.sharded[0]} of {source.sharded[1]}), and ranks"
+            " share one stream here: pass the whole dataset, or sharded=True with total_steps"
+        )
+    if source.passes is not None and ranks.world > 1 and not ranks.sharded:
+        raise DataError(f"{source.name} is one-shot, and each rank must read it all: pass a callable or a list")
+    if source.not_exact is not None:
+        warnings.warn(f"this run cannot be resumed exactly: {source.not_exact}", stacklevel=4)
+
+
+def _flat_tokens(form: Form, plan: SequenceLengthPlan) -> int | None:
+    """Tokens of a batch that is one flat row; None: batches are rectangles."""
+    if "cu_seq_lens" not in form.extras:
+        return None
+    if form.padded:
+        raise ValueError(f"'cu_seq_lens' joins rows without padding, and mode={form.mode!r} pads them: use mode='stream'")
+    if not isinstance(plan.tokens_per_batch, int):
+        budget = plan.tokens_per_batch
+        got = f"batch_size={plan.batch_size}" if budget is None else f"tokens_per_batch={budget!r}"
+        raise ValueError(
+            f"'cu_seq_lens' gives flat rows of a constant number of tokens, and {got} lets it"
+            " grow with the length: write tokens_per_batch=... instead"
+        )
+    return plan.tokens_per_batch
