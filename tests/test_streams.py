@@ -244,7 +244,7 @@ def test_parallel_columns_stay_in_step(documents):
 def test_the_column_of_ids_may_have_another_name():
     rows = [{"tokens": [1, 2], "weight": [-3, 4]}]
     assert read(open_stream(rows, column="tokens"), column="tokens") == [[1, 2]]
-    assert read(open_stream(rows, columns=("tokens", "weight")), column="weight") == [[-3, 4]]
+    assert read(open_stream(rows, column="tokens", columns=("tokens", "weight")), column="weight") == [[-3, 4]]
 
 
 def test_a_mixture_of_dtypes_stays_an_integer_array():

@@ -120,7 +120,7 @@ class HuggingFaceStream:
             fsspec.asyn.reset_lock()  # held by a thread that a fork left behind
         for batch in undivided(lambda: source.iter(BATCH_ROWS)):
             lengths, columns = self._flatten(batch, rows)
-            check = _checksum(lengths, columns[self.documents.columns[0]])
+            check = _checksum(lengths, columns[self.documents.ids])
             yield Draft({"rows": rows, "state": state, "check": check}, rows, lengths, columns)
             rows += len(lengths)
             state = plain(source.state_dict(), self.name)

@@ -55,7 +55,7 @@ def open_stream(
     wanted = _column_names(column, columns)
     if isinstance(x, DocumentStream):
         return _as_it_is(x, wanted if columns is not None else (), (text_column, tokenizer, append_eos))
-    documents = _documents(column if column in wanted else wanted[0], wanted, text_column, tokenizer)
+    documents = _documents(_ids_column(column, wanted), wanted, text_column, tokenizer)
     _check_append_eos(append_eos, wanted)
     _refuse(x)
     if _is_hugging_face(x, "IterableDataset"):
@@ -96,6 +96,16 @@ def _column_names(column: str, columns: Sequence[str] | None) -> tuple[str, ...]
     if not wanted or len(set(wanted)) != len(wanted):
         raise DataError(f"columns holds at least one name and none twice, but is {wanted}")
     return wanted
+
+
+def _ids_column(column: str, wanted: tuple[str, ...]) -> str:
+    """The column of token ids: the one that is named, or the only one."""
+    if column in wanted or len(wanted) == 1:
+        return column if column in wanted else wanted[0]
+    raise DataError(
+        f"one of the columns {wanted} holds the token ids, which are checked, and column={column!r} is none of them: "
+        f"write column={wanted[0]!r}, or whichever it is"
+    )
 
 
 def _as_it_is(x: DocumentStream, columns: Sequence[str], others: tuple[Any, ...]) -> DocumentStream:
