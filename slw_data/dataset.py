@@ -210,6 +210,7 @@ class SLWDataset(IterableDataset[Batch]):
             raise DataError(f"{self.source.name} is one-shot, and each rank must read it all: pass a callable or a list")
         if self.source.not_exact is not None:
             warnings.warn(f"this run cannot be resumed exactly: {self.source.not_exact}", stacklevel=3)
+        str(self.source.fingerprint)  # may read some documents: now, and not beside a thread that reads
 
     def _tokens_of_flat_rows(self) -> int | None:
         if "cu_seq_lens" not in self.extras:

@@ -28,6 +28,7 @@ from typing import Any
 from slw_data.errors import StateError
 from slw_data.order.dealing import Snapshot
 from slw_data.plan import SequenceLengthPlan
+from slw_data.sources.streams.marks import same_source
 
 __all__ = ["VERSION", "Identity", "Position", "dump_state", "parse_state"]
 
@@ -152,6 +153,8 @@ def _equal(saved: Any, current: Any) -> bool:
 def _check_fingerprints(identity: Identity, state: Mapping[str, Any], strict: bool) -> None:
     current = identity.fingerprints()
     differing = [name for name in (*_FINGERPRINTS, *_RANKS) if not _equal(state[name], current[name])]
+    if "source" in differing and same_source(state["source"], current["source"]):
+        differing.remove("source")
     if not differing:
         return
     listed = "; ".join(f"{name}: saved {state[name]!r}, current {current[name]!r}" for name in differing)

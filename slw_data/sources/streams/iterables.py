@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch.utils.data import get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker
 
 from slw_data.errors import DataError, StateError
 from slw_data.sources.streams.blocks import Entry
 from slw_data.sources.streams.documents import digest
-from slw_data.sources.streams.items import ItemStream, item_number, saved_fields, set_epoch
+from slw_data.sources.streams.items import ItemStream, check_block, item_number, saved_fields, set_epoch
+from slw_data.sources.streams.marks import code_mark, documents_mark
 
 
 def undivided(start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
@@ -44,13 +45,15 @@ def _hidden(call: Callable[[], Any]) -> Any:
 
 @dataclass(eq=False)
 class IterableStream(ItemStream):
-    """Items in the order the source gives them. A position is how many were read, and their checksum."""
+    """Items in the order the source gives them. A position is how many were read, and checksums of them and of the block."""
 
     block_items: ClassVar[int] = 64
     block_tokens: ClassVar[int] = 4 * 1024
 
     def _first(self, position: Any) -> int:
-        return item_number(saved_fields(position, ("items", "digest"), self.name)[0], self.name)
+        items, _, block = saved_fields(position, ("items", "digest", "block"), self.name)
+        check_block(block, self.name)
+        return item_number(items, self.name)
 
     def _start(self) -> Iterator[Any]:
         """An iterator over all items."""
@@ -98,6 +101,9 @@ class OneShotStream(IterableStream):
 
     passes: ClassVar[int | None] = 1
     _started: bool = False
+
+    def _mark(self) -> str:
+        return f"one-shot {self.name}"
 
     def blocks(self, epoch: int, position: Any = None) -> Iterator[Any]:
         """The blocks of the only pass. Raises DataError when it is asked for a second time."""
@@ -150,6 +156,15 @@ class LoaderStream(IterableStream):
     def _start(self) -> Iterator[Any]:
         return iter(self.source)
 
+    def _mark(self) -> str:
+        rows = self.source.dataset
+        if isinstance(rows, IterableDataset) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+            return f"{code_mark(self.source)} over {code_mark(rows)}"
+        return f"{code_mark(self.source)} over {documents_mark(rows, self.documents, self._collated)}"
+
+    def _collated(self, index: int) -> Any:
+        return self.source.collate_fn(self.source.dataset[index])
+
     def blocks(self, epoch: int, position: Any = None) -> Iterator[Any]:
         """The blocks of a pass. Raises TypeError inside a worker process."""
         if get_worker_info() is not None:
@@ -168,7 +183,5 @@ def plain(state: Any, name: str) -> Any:
     except (TypeError, ValueError) as error:
         raise StateError(f"the state_dict of {name} is not plain JSON data ({error}): give ints, str, lists") from error
     if copy != state:
-        raise StateError(
-            f"the state_dict of {name} changes on its way through JSON: use str keys, and lists for tuples"
-        )
+        raise StateError(f"the state_dict of {name} changes on its way through JSON: use str keys, and lists for tuples")
     return copy

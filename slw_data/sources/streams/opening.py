@@ -21,6 +21,7 @@ from slw_data.sources.streams.documents import TokenDocuments
 from slw_data.sources.streams.huggingface import HuggingFaceStream
 from slw_data.sources.streams.items import SequenceStream
 from slw_data.sources.streams.iterables import IterableStream, LoaderStream, OneShotStream, StatefulStream, plain
+from slw_data.sources.streams.marks import name_of
 from slw_data.sources.streams.protocol import DocumentStream
 from slw_data.sources.streams.text import TextDocuments
 
@@ -66,22 +67,22 @@ def open_stream(
 
 
 def _open_items(x: Any, documents: TokenDocuments, append_eos: int | None) -> DocumentStream:
-    name = _name(x)
+    name = name_of(x)
     if isinstance(x, DataLoader):
         _check_loader(x, name)
-        return LoaderStream(x, documents, append_eos, name, name, sharded=_loader_split(x))
+        return LoaderStream(x, documents, append_eos, name, sharded=_loader_split(x))
     if hasattr(x, "__len__") and hasattr(x, "__getitem__") and not isinstance(x, IterableDataset):
         if isinstance(x, list | tuple) and x:
             documents.pick(x[0], 0)
-        return SequenceStream(x, documents, append_eos, f"the {name}", f"{name} of {len(x)} documents")
+        return SequenceStream(x, documents, append_eos, f"the {name}")
     if hasattr(x, "state_dict") and hasattr(x, "load_state_dict"):
         state = _initial_state(x, name)
         if state is not None:
-            return StatefulStream(x, documents, append_eos, name, name, initial=state[0])
+            return StatefulStream(x, documents, append_eos, name, initial=state[0])
     if isinstance(x, Iterator) and iter(x) is x:
-        return OneShotStream(x, documents, append_eos, name, f"one-shot {name}")
+        return OneShotStream(x, documents, append_eos, name)
     if hasattr(x, "__iter__") or callable(x):
-        return IterableStream(x, documents, append_eos, name, name)
+        return IterableStream(x, documents, append_eos, name)
     raise TypeError(
         f"a {name} is not a source of documents: pass a Hugging Face IterableDataset, a list, an iterable, a map-style "
         "Dataset, a DataLoader, or a callable that returns a fresh iterator (tokens without documents: open_tokens)"
@@ -206,9 +207,3 @@ def _initial_state(x: Any, name: str) -> tuple[Any] | None:
     except StateError as error:
         warnings.warn(f"{error}. Items are counted and skipped on resuming instead, which is slow", stacklevel=4)
         return None
-
-
-def _name(x: Any) -> str:
-    kind = x if hasattr(x, "__qualname__") else type(x)
-    module = getattr(kind, "__module__", None)
-    return kind.__qualname__ if module in (None, "builtins") else f"{module}.{kind.__qualname__}"
