@@ -4,17 +4,21 @@ A list, a tuple or a map-style torch ``Dataset`` is read by index, so a position
 costs nothing. Sources without an index are in ``iterables``, which is the module to read next.
 """
 
+import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-from slw_data.errors import StateError
+from slw_data.errors import DataError, StateError
 from slw_data.sources.streams.blocks import Entry, marked, pack, sealed
 from slw_data.sources.streams.documents import TokenDocuments
 from slw_data.sources.streams.marks import code_mark, documents_mark, options_mark
 from slw_data.sources.streams.protocol import Block
+
+_OTHER_THREAD = re.compile(r"\b(same|another|different|other|wrong) thread\b")
 
 
 @dataclass(eq=False)
@@ -26,6 +30,7 @@ class ItemStream(ABC):
     append_eos: int | None
     name: str
     sharded: tuple[int, int] | None = None
+    opened_in: int = field(default_factory=threading.get_ident)
 
     passes: ClassVar[int | None] = None
     not_exact: ClassVar[str | None] = None
@@ -49,10 +54,22 @@ class ItemStream(ABC):
     def blocks(self, epoch: int, position: Any = None) -> Iterator[Block]:
         """The blocks of pass ``epoch``. Raises StateError for a position that is not one of this kind of source."""
         first = 0 if position is None else self._first(position)
-        drafts = pack(self._entries(epoch, position), self.columns, items=self.block_items, tokens=self.block_tokens)
+        drafts = pack(self._readable(epoch, position), self.columns, items=self.block_items, tokens=self.block_tokens)
         if self.block_items > 1:  # else the item is checked where it is read
             drafts = marked(drafts, None if position is None else position["block"], self.name)
         return sealed(drafts, name=self.name, append_eos=self.append_eos, first=first)
+
+    def _readable(self, epoch: int, position: Any) -> Iterator[Entry]:
+        """The documents; where the source is for the thread only in which it was opened, an error that says so."""
+        try:
+            yield from self._entries(epoch, position)
+        except Exception as error:
+            if threading.get_ident() == self.opened_in or not _OTHER_THREAD.search(str(error)):
+                raise
+            raise DataError(
+                f"{self.name} cannot be read in another thread than it was opened in ({error}): write "
+                "SLWLoader(..., prefetch=0), or open it where it is read, in a function that returns the iterator"
+            ) from error
 
     @abstractmethod
     def _first(self, position: Any) -> int:

@@ -4,6 +4,7 @@ Hugging Face types are recognised only where ``datasets`` is already imported, s
 The parts are in reading order: ``protocol``, ``documents``, ``blocks``, ``items``, ``iterables``, ``huggingface``.
 """
 
+import inspect
 import os
 import sys
 import warnings
@@ -16,11 +17,12 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from slw_data.arguments import items
-from slw_data.errors import DataError, StateError
+from slw_data.errors import DataError
+from slw_data.sources.stores.arrow import refuse_transform
 from slw_data.sources.streams.documents import TokenDocuments
 from slw_data.sources.streams.huggingface import HuggingFaceStream
 from slw_data.sources.streams.items import SequenceStream
-from slw_data.sources.streams.iterables import IterableStream, LoaderStream, OneShotStream, StatefulStream, plain
+from slw_data.sources.streams.iterables import IterableStream, LoaderStream, OneShotStream, StatefulStream
 from slw_data.sources.streams.marks import name_of
 from slw_data.sources.streams.protocol import DocumentStream
 from slw_data.sources.streams.text import TextDocuments
@@ -58,6 +60,8 @@ def open_stream(
         return _as_it_is(x, wanted if columns is not None else (), (text_column, tokenizer, append_eos))
     documents = _documents(_ids_column(column, wanted), wanted, text_column, tokenizer)
     _check_append_eos(append_eos, wanted)
+    if type(x).__module__.partition(".")[0] == "pandas" and getattr(x, "ndim", 0) == 1:
+        x = list(x)  # of a Series: its index is by label
     _refuse(x)
     if _is_hugging_face(x, "IterableDataset"):
         return HuggingFaceStream(x, documents, append_eos)
@@ -75,10 +79,8 @@ def _open_items(x: Any, documents: TokenDocuments, append_eos: int | None) -> Do
         if isinstance(x, list | tuple) and x:
             documents.pick(x[0], 0)
         return SequenceStream(x, documents, append_eos, f"the {name}")
-    if hasattr(x, "state_dict") and hasattr(x, "load_state_dict"):
-        state = _initial_state(x, name)
-        if state is not None:
-            return StatefulStream(x, documents, append_eos, name, initial=state[0])
+    if hasattr(x, "state_dict") and hasattr(x, "load_state_dict") and _gives_its_state(x, name):
+        return StatefulStream(x, documents, append_eos, name)
     if isinstance(x, Iterator) and iter(x) is x:
         return OneShotStream(x, documents, append_eos, name)
     if hasattr(x, "__iter__") or callable(x):
@@ -157,6 +159,10 @@ def _refuse(x: Any) -> None:
         )
     if isinstance(x, np.ndarray | torch.Tensor):
         raise TypeError(f"a {kind} is a store: use open_tokens, or list(x) for one document per row")
+    if hasattr(x, "iloc"):
+        raise TypeError(
+            f"a {kind} has columns, not documents, in its order: pass x.to_dict('records'), or list(x['input_ids']) for one"
+        )
     if isinstance(x, Mapping):
         raise TypeError(f"a {kind} is not a sequence of documents: pass one of its values {sorted(map(str, x))[:8]}")
     if isinstance(x, AbstractSet):
@@ -178,6 +184,7 @@ def _text_rows(x: Any, documents: TokenDocuments) -> Any:
         raise TypeError("a Hugging Face Dataset of token ids is a store: use open_tokens; for text, pass tokenizer=")
     if documents.text_column not in x.column_names:
         raise KeyError(f"the Dataset has no column {documents.text_column!r}; it has {sorted(x.column_names)}")
+    refuse_transform(x, documents.text_column)
     return x.select_columns([documents.text_column]).with_format(None)
 
 
@@ -200,10 +207,18 @@ def _loader_split(loader: Any) -> tuple[int, int] | None:
     return None
 
 
-def _initial_state(x: Any, name: str) -> tuple[Any] | None:
-    """The state before the first item, in a tuple because it may be None; None where it is of no use."""
+def _gives_its_state(x: Any, name: str) -> bool:
+    """Whether ``state_dict()`` can be called so, without arguments that only the source's own loader knows."""
     try:
-        return (plain(x.state_dict(), name),)
-    except StateError as error:
-        warnings.warn(f"{error}. Items are counted and skipped on resuming instead, which is slow", stacklevel=4)
-        return None
+        parameters = inspect.signature(x.state_dict).parameters.values()
+    except (TypeError, ValueError):  # not written in Python
+        return True
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
+    if needed:
+        warnings.warn(
+            f"the state_dict of {name} takes arguments ({', '.join(needed)}) that only its own loader knows, so it is not "
+            "used. Items are counted and skipped on resuming instead, which is slow",
+            stacklevel=4,
+        )
+    return not needed
