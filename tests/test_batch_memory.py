@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slw_data import ConstantSchedule, SLWDataset, SLWLoader, StagedSchedule
+from slw_data import ConstantSchedule, SLWDataset, SLWLoader, StagedSchedule, set_batch_sequence_length
 
 TOKENS = 240
 EXTRAS = ("position_ids", "document_ids", "step")
@@ -119,3 +119,10 @@ def test_every_tensor_is_on_the_cpu_whatever_the_default_device(nowhere, kind, f
             assert batch["step"].tolist() == [batch["step"][0].item()] * len(batch["step"])
     workers = SLWLoader(SLWDataset(np.arange(64), ConstantSchedule(8), batch_size=2, extras=("step",)), num_workers=1)
     assert [batch["step"].tolist() for batch in workers] == [[n, n] for n in range(4)]
+
+
+@pytest.mark.parametrize("of", [np.asarray, lambda rows: torch.from_numpy(np.array(rows))])
+def test_a_batch_is_cut_where_its_rows_end_whatever_the_default_device(nowhere, of):
+    batch = {"input_ids": of([[1, 2, 3, 4], [5, 6, 7, 8]]), "attention_mask": of([[1, 1, 1, 0], [1, 1, 1, 1]])}
+    cut = set_batch_sequence_length(batch, 2, preserve_end_of_sequence=True)
+    assert cut["input_ids"].tolist() == [[1, 3], [5, 8]]

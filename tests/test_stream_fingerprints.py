@@ -17,6 +17,7 @@ from refusals import refused
 from torch.utils.data import DataLoader
 
 from slw_data import ConstantSchedule, SLWDataset, SLWLoader, StateError, open_stream
+from slw_data.delivery.agreement import _described, _fault
 
 DOCUMENTS = [[i, i + 1, i + 2] for i in range(2000)]
 TEXTS = [f"text {i} of some" for i in range(300)]
@@ -266,6 +267,26 @@ def test_an_unseeded_stream_has_no_state_since_its_order_cannot_be_had_again():
     with pytest.warns(UserWarning, match="without a seed"):
         loader = SLWLoader(SLWDataset(rows(buffer_size=1), ConstantSchedule(4), batch_size=2))
     refused(loader.state_dict, "without a seed", "seed=", error=StateError)
+
+
+def test_ranks_that_differ_in_order_tokenizer_or_end_token_do_not_agree():
+    """What each rank says of its run, without processes: see test_agreement for real ones."""
+
+    def told(rank, source):
+        dataset = SLWDataset(source, ConstantSchedule(4), batch_size=1, dp_rank=rank, dp_world_size=2)
+        return {"failed": "", "dp_rank": rank, **_described(SLWLoader(dataset))}
+
+    def fault(one, other):
+        return _fault([told(0, one), told(1, other)], whole=True)
+
+    assert fault(rows(seed=1, buffer_size=1), rows(seed=1, buffer_size=1)) is None
+    with pytest.warns(UserWarning, match="without a seed"):
+        assert "source is" in fault(rows(buffer_size=1), rows(buffer_size=1))
+    for one, other in TOKENIZERS.values():
+        assert fault(open_stream(TEXTS, tokenizer=one), open_stream(TEXTS, tokenizer=one)) is None
+        assert "source is" in fault(open_stream(TEXTS, tokenizer=one), open_stream(TEXTS, tokenizer=other))
+    assert "append_eos=1" in fault(open_stream(DOCUMENTS, append_eos=0), open_stream(DOCUMENTS, append_eos=1))
+    assert "source is" in fault(DOCUMENTS, [[0], *DOCUMENTS[1:]])
 
 
 # -- changes within the block that is read -----------------------------------------------------------------------------

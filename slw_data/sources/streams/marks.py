@@ -153,19 +153,17 @@ def _probed(documents: TokenDocuments) -> list[str] | None:
 
 
 def _serialized(thing: Any) -> str | None:
-    """What a tokenizer of ``tokenizers`` or ``transformers`` consists of; None for anything else."""
-    if isinstance(thing, type):
+    """What a tokenizer of ``tokenizers`` or ``transformers`` consists of; None for anything else, of which nothing is run."""
+    if isinstance(thing, type | types.ModuleType) or not callable(getattr(type(thing), "get_vocab", None)):
         return None
     backend = getattr(thing, "backend_tokenizer", thing)
-    if callable(getattr(backend, "to_str", None)) and callable(getattr(backend, "get_vocab", None)):
+    if callable(getattr(backend, "to_str", None)):
         whole = json.loads(backend.to_str())
         if backend is not thing:  # set anew by each call of it
             whole |= {"truncation": None, "padding": None}
         return short(json.dumps(whole, sort_keys=True), *_flags(thing))
-    if callable(getattr(thing, "get_vocab", None)):
-        special = getattr(thing, "special_tokens_map", {})
-        return short(sorted(thing.get_vocab().items()), sorted((str(k), str(v)) for k, v in special.items()), *_flags(thing))
-    return None
+    special = getattr(thing, "special_tokens_map", {})
+    return short(sorted(thing.get_vocab().items()), sorted((str(k), str(v)) for k, v in special.items()), *_flags(thing))
 
 
 def _flags(tokenizer: Any) -> list[str]:

@@ -1,7 +1,7 @@
 """``open_stream``: which kind of stream a source is, and every refusal that can be made before reading.
 
 Hugging Face types are recognised only where ``datasets`` is already imported, so that looking never imports it.
-The parts are in reading order: ``protocol``, ``documents``, ``blocks``, ``items``, ``iterables``, ``huggingface``.
+The parts are in reading order: ``protocol``, ``documents``, ``marks``, ``blocks``, ``items``, ``iterables``, ``huggingface``.
 """
 
 import inspect
