@@ -233,6 +233,8 @@ def test_code_that_was_changed_is_another_source_and_a_partial_is_its_function()
     assert mark(rows(one)) == mark(rows(one)) != mark(rows(other))
     assert mark(rows(one).filter(one)) != mark(rows(one).filter(other))
     assert mark(rows(one).skip(2)) != mark(rows(one).skip(3))
+    packed = [rows(one).map(one, batched=True, batch_size=size) for size in (4, 5)]
+    assert mark(packed[0]) != mark(packed[1])
     made = IterableDataset.from_generator(generate), IterableDataset.from_generator(generate_otherwise)
     assert mark(made[0]) != mark(made[1])
 

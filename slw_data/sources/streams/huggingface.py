@@ -72,19 +72,19 @@ class HuggingFaceStream:
     @property
     def not_exact(self) -> str | None:
         """Why a shuffle buffer, or an order that was drawn without a seed, does not resume exactly; else None."""
-        if any(_is_unseeded(part) for part in _parts(self.source._ex_iterable)):
-            return (
+        chain, reasons = list(_parts(self.source._ex_iterable)), []
+        if sizes := [part.buffer_size for part in chain if _loses_rows(part)]:
+            reasons.append(
+                f"{self.name} has a shuffle buffer of {max(sizes)} rows, which its state_dict does not hold: up to that "
+                "many rows would be lost on resuming. Shuffle before saving to disk, use a store with shuffle=True, or "
+                "shuffle only the shards with buffer_size=1"
+            )
+        if any(map(_is_unseeded, chain)):
+            reasons.append(
                 f"{self.name} was shuffled or interleaved without a seed, so no other process has its order, neither another "
                 "rank nor a resumed run: write shuffle(seed=...) or interleave_datasets(..., seed=...)"
             )
-        sizes = [part.buffer_size for part in _parts(self.source._ex_iterable) if _loses_rows(part)]
-        if not sizes:
-            return None
-        return (
-            f"{self.name} has a shuffle buffer of {max(sizes)} rows, which its state_dict does not hold: up to that "
-            "many rows would be lost on resuming. Shuffle before saving to disk, use a store with shuffle=True, or "
-            "shuffle only the shards with buffer_size=1"
-        )
+        return ". ".join(reasons) or None
 
     def blocks(self, epoch: int, position: Any = None) -> Iterator[Block]:
         """The blocks of pass ``epoch``. Raises StateError for a position of another source or another pass."""
@@ -243,17 +243,19 @@ def _typed(examples: Any, features: Any) -> Any:
     return FormattedExamplesIterable(examples, formatting=None, features=features, token_per_repo_id={})
 
 
+_NUMBERS = ("n", "num_times", "step", "offset", "buffer_size", "probabilities", "stopping_strategy")
+_OF_FUNCTIONS = ("batched", "batch_size", "drop_last_batch")
+
+
 def _described(part: Any) -> str:
     """A step of the chain: its kind, its numbers, and the code that it runs."""
     values = {name: value for name, value in sorted(vars(part).items()) if not name.startswith("_")}
-    numbers = [f"{name}={value}" for name, value in values.items() if isinstance(value, bool | int | float)]
+    names = (*_NUMBERS, *(_OF_FUNCTIONS if "function" in values else ()))
+    numbers = [f"{name}={values[name]}" for name in names if name in values]
     functions = [value for value in values.values() if callable(value) and not isinstance(value, type)]
     given = [getattr(getattr(getattr(function, "__self__", None), "config", None), "generator", None) for function in functions]
     code = [code_mark(function) for function in (*functions, *filter(None, given))]  # given: to from_generator
-    return " ".join([type(part).__name__, *(numbers if type(part).__name__ not in _READERS else []), *code])
-
-
-_READERS = ("ExamplesIterable", "ArrowExamplesIterable", "RebatchedArrowExamplesIterable", "FormattedExamplesIterable")
+    return " ".join([type(part).__name__, *numbers, *code])
 
 
 def _generators(examples: Any) -> list[str]:
