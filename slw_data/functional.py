@@ -91,7 +91,7 @@ def _ends(batch: Mapping[str, Any], rows: int, length: int) -> Any:
         raise ValueError(
             f"attention_mask must have the shape of input_ids, {(rows, length)}, to say where rows end, got {shape}"
         )
-    real = torch.as_tensor(mask != 0).cpu().numpy()
+    real = torch.as_tensor(mask != 0, device="cpu").numpy()
     return (real * np.arange(length)).max(axis=1)
 
 

@@ -234,6 +234,7 @@ def _check_stream(source: DocumentStream, shuffle: Shuffle, ranks: Ranks, form: 
         raise DataError(f"{source.name} is one-shot, and each rank must read it all: pass a callable or a list")
     if source.not_exact is not None:
         warnings.warn(f"this run cannot be resumed exactly: {source.not_exact}", stacklevel=4)
+    str(source.fingerprint)  # may read some documents: now, and not beside a thread that reads
 
 
 def _flat_tokens(form: Form, plan: SequenceLengthPlan) -> int | None:

@@ -36,6 +36,7 @@ from slw_data.errors import StateError
 from slw_data.order.dealing import Snapshot
 from slw_data.order.position import Position
 from slw_data.plan import SequenceLengthPlan
+from slw_data.sources.streams.marks import same_source
 
 __all__ = ["VERSION", "Identity", "dump_state", "parse_state"]
 
@@ -163,6 +164,8 @@ def _check_fingerprints(identity: Identity, state: Mapping[str, Any], at: Positi
     current = identity.fingerprints(at)
     names = [name for name in current if name in state]  # version 1 has neither past nor rest
     differing = [name for name in names if not _equal(state[name], current[name])]
+    if "source" in differing and same_source(state["source"], current["source"]):
+        differing.remove("source")
     if not differing:
         return
     listed = "; ".join(f"{name}: saved {state[name]!r}, current {current[name]!r}" for name in differing)

@@ -6,9 +6,11 @@ The stability measures, and the reason to decay by tokens, are of Li et al., "Th
 
 from __future__ import annotations
 
+import gc
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -44,23 +46,28 @@ def token_lr(plan: SequenceLengthPlan, fn: Callable[[int], float]) -> Callable[[
     return factor
 
 
-def warm_up(step_fn: Callable[[int, int], torch.Tensor], plan: SequenceLengthPlan) -> None:
+def warm_up(step_fn: Callable[[int, int], torch.Tensor], plan: SequenceLengthPlan, *, model: Any = None) -> None:
     """Run each distinct batch shape of ``plan`` once, the largest first, before training starts.
 
     Memory is then allocated for the largest batch at once, instead of anew for each length; a batch that does not fit
     fails in the first second; and graphs are compiled. Random number generators (PyTorch's, NumPy's, Python's) and the
-    gradients of all parameters are afterwards as they were.
+    gradients of all parameters are afterwards as they were, bit by bit. Where there are some before, each is copied once.
 
     Args:
         step_fn: ``step_fn(rows, length)`` gives the loss of a batch of that shape, made of anything; ``warm_up`` calls
             ``backward`` on it. It must not call the optimizer.
         plan: of the run, with an end.
+        model: a module, or modules and tensors, whose gradients are kept. Default: all leaf tensors of this process that
+            require a gradient, as Python's garbage collector lists them. What ``gc.freeze()`` has hidden from it is found
+            only where the graph of the loss holds it, which with ``fully_shard`` and inside reentrant checkpoints it does
+            not: give the model then.
 
     Raises:
-        TypeError: for a result that is no scalar tensor with a gradient.
+        TypeError: for a result that is no scalar tensor with a gradient, and for a ``model`` that is none.
     """
     _check_called("step_fn", step_fn)
     _check_plan(plan)
+    parameters = None if model is None else _given(model)
     largest = plan.largest_batch()
     shapes = dict.fromkeys([largest, *((stage.rows, stage.length) for stage in plan.stages)])
     with _generators_kept():
@@ -68,15 +75,12 @@ def warm_up(step_fn: Callable[[int, int], torch.Tensor], plan: SequenceLengthPla
             loss = step_fn(rows, length)
             if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or loss.grad_fn is None:
                 raise TypeError(f"step_fn must return the loss, a scalar tensor that requires grad, not {loss!r:.80}")
-            leaves = _leaves(loss)
-            kept = [leaf.grad for leaf in leaves]
-            for leaf in leaves:
-                leaf.grad = None
-            try:
+            if parameters is None:
+                parameters = _alive()  # once: it looks at every object there is
+            known = [leaf for reference in parameters if (leaf := reference()) is not None]
+            with _gradients_kept([*_leaves(loss), *known]):
                 loss.backward()  # type: ignore[no-untyped-call]
-            finally:
-                for leaf, grad in zip(leaves, kept, strict=True):
-                    leaf.grad = grad
+            del known
 
 
 def _check_called(name: str, function: Any) -> None:
@@ -100,8 +104,51 @@ def _generators_kept() -> Iterator[None]:
             np.random.set_state(numpy)
 
 
+@contextmanager
+def _gradients_kept(leaves: Iterable[torch.Tensor]) -> Iterator[None]:
+    """No leaf has a gradient within; afterwards each has its own again, with the values it had: a backward may write into
+    it all the same, where it is a view of a bucket."""
+    different = list({id(leaf): leaf for leaf in leaves}.values())
+    kept = [(leaf, leaf.grad, leaf.grad.detach().clone()) for leaf in different if leaf.grad is not None]
+    for leaf, _, _ in kept:
+        leaf.grad = None
+    try:
+        yield
+    finally:
+        for leaf in different:
+            if leaf.grad is not None:
+                leaf.grad = None
+        with torch.no_grad():
+            for leaf, grad, values in kept:
+                leaf.grad = grad.copy_(values)
+
+
+Leaf = Callable[[], torch.Tensor | None]  # a weak reference: a batch that requires a gradient is not kept alive
+
+
+def _given(model: Any) -> list[Leaf]:
+    """The parameters of a module, or of several modules and tensors."""
+    parts = [model] if isinstance(model, (torch.nn.Module, torch.Tensor)) else model
+    if not isinstance(parts, Iterable) or isinstance(parts, (str, bytes, Mapping)):
+        parts = [parts]
+    leaves: list[Leaf] = []
+    for part in parts:
+        if not isinstance(part, (torch.nn.Module, torch.Tensor)):
+            raise TypeError(f"model must be a module, or a list of modules and parameters, got {part!r:.80} in it")
+        leaves += map(weakref.ref, part.parameters() if isinstance(part, torch.nn.Module) else [part])
+    return leaves
+
+
+def _alive() -> list[Leaf]:
+    """Every tensor that may get a gradient. The graph does not tell of all: what ``fully_shard`` reduces, and what a
+    reentrant checkpoint runs again, gets its gradient from a graph that is made within backward."""
+    with torch._C.DisableTorchFunctionSubclass():  # only ask, and run no subclass's code
+        tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+        return [weakref.ref(tensor) for tensor in tensors if tensor.is_leaf and tensor.requires_grad]
+
+
 def _leaves(loss: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors whose gradients ``loss.backward()`` accumulates, from the graph itself."""
+    """The tensors whose gradients ``loss.backward()`` accumulates, as far as the graph holds them."""
     found, seen, waiting = [], set(), [loss.grad_fn]
     while waiting:
         node: Any = waiting.pop()
@@ -165,11 +212,26 @@ def adam_variance(optimizer: torch.optim.Optimizer) -> AdamVariance:
         raise ValueError(
             f"{type(optimizer).__name__} has no exp_avg_sq: adam_variance is of Adam and AdamW, after their first step()"
         )
-    norms = [_whole(state.float().abs().sum()) for state in states]
-    maxima = [_whole(state.float().max()) for state in states]
-    return AdamVariance(float(torch.stack(norms).sum()), float(torch.stack(maxima).max()))
+    norms = [float(_of_all_ranks(state, _norm).sum()) for state in states]
+    maxima = [float(_of_all_ranks(state, _largest).max()) for state in states]
+    return AdamVariance(math.fsum(norms), float(np.max(maxima)))  # NumPy's: it keeps a NaN, wherever it stands
 
 
-def _whole(value: torch.Tensor) -> torch.Tensor:
-    """A plain CPU scalar, also of a sharded one."""
-    return getattr(value, "full_tensor", lambda: value)().cpu()
+def _norm(values: torch.Tensor) -> torch.Tensor:
+    return values.float().abs().sum()
+
+
+def _largest(values: torch.Tensor) -> torch.Tensor:
+    """0 where there are none: a rank may have no part of a small parameter, and no variance is below 0."""
+    return values.float().max() if values.numel() else values.new_zeros((), dtype=torch.float32)
+
+
+def _of_all_ranks(state: torch.Tensor, measure: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """``measure`` of each rank's part of ``state``, 1-D on the CPU; of parts that several ranks have, once."""
+    if not hasattr(state, "device_mesh"):
+        return measure(state).reshape(1).cpu()
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    assert isinstance(state, DTensor)
+    mesh, parts = state.device_mesh, [Replicate() if p.is_replicate() else Shard(0) for p in state.placements]
+    return DTensor.from_local(measure(state.to_local()).reshape(1), mesh, parts, run_check=False).full_tensor().cpu()

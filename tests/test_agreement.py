@@ -60,6 +60,8 @@ def jobs(folder):
         ("same", {"moved": 7}),
         *differing,
         ("differing_streams", {}),
+        ("shuffled", {"seed": 3}),
+        ("shuffled", {"seed": None}),
         ("sharded", {"moved": [4, 4]}),
         ("sharded", {"moved": [4, 5]}),
         ("one_part_twice", {}),
@@ -98,6 +100,12 @@ def test_positions_of_a_stream_are_compared_in_short(found):
     one, other = of(found, "differing_streams")
     assert one == other and "step is 2 on rank 0 and 3 on rank 1" in one
     assert re.search(r"stream is '[0-9a-f]{12}' on rank 0 and '[0-9a-f]{12}' on rank 1", one) and len(one) < 400
+
+
+def test_a_stream_that_each_rank_shuffled_without_a_seed_is_noticed(found):
+    assert of(found, "shuffled", seed=3) == [True, True]
+    one, other = of(found, "shuffled", seed=None)
+    assert one == other and 'source is "Hugging Face IterableDataset' in one and one.count(", order #") == 2
 
 
 def test_ranks_with_parts_of_their_own_need_the_same_step_only(found):

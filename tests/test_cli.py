@@ -403,7 +403,7 @@ FLAGS = {
     --dp-rank --epochs --ids --labels --max-tokens --mode --num-lanes --pad-id --preserve-eos --rows --seed --shuffle
     --step --tokenizer
     """,
-    "check": SOURCE_FLAGS,
+    "check": SOURCE_FLAGS + " --digest",
 }
 
 

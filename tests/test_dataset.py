@@ -1,6 +1,5 @@
 """The dataset over a store: every batch of every rank against nested lists of what it should hold."""
 
-import itertools
 
 import numpy as np
 import pytest

@@ -47,7 +47,7 @@ SURFACE = {
         " total_tokens=None)"
     ),
     "SineSchedule": f"{WARMUP})",
-    "Stage": "(start, stop, length, rows, tokens_before)",
+    "Stage": "(start, stop, length, rows, grad_accum_steps, rows_before, tokens_before)",
     "StagedSchedule": "(lengths, boundaries)",
     "StateError": "ValueError",
     "TokenStore": "protocol: __len__ documents dtype fingerprint gather name read",
@@ -143,8 +143,9 @@ compat training tuning sources
 order
 batch
 state
-dataset
+run
 delivery
+dataset
 loader
 delivery.checkpoint delivery.agreement
 testing integrations cli
@@ -224,11 +225,11 @@ def test_a_wrong_import_would_be_found():
     assert imported("from slw_data import SLWLoader", modules) == {"slw_data"}
     graph = {
         **imports(),
-        "slw_data.order.lanes": {"slw_data.batch.rows"},
+        "slw_data.order.lanes": {"slw_data.batch.reading"},
         "slw_data.sources.stores.npy": {"slw_data.sources.stores.opening"},
     }
-    assert upward(graph) == [("slw_data.order.lanes", "slw_data.batch.rows")]
-    assert {"slw_data.order.lanes", "slw_data.batch.rows", "slw_data.sources.stores.npy"} <= set(cycle(graph))
+    assert upward(graph) == [("slw_data.order.lanes", "slw_data.batch.reading")]
+    assert {"slw_data.order.lanes", "slw_data.batch.reading", "slw_data.sources.stores.npy"} <= set(cycle(graph))
     assert upward({"slw_data.delivery.workers": {"slw_data.loader"}, "slw_data.plan.plan": {"slw_data"}}) == [
         ("slw_data.delivery.workers", "slw_data.loader"),
         ("slw_data.plan.plan", "slw_data"),

@@ -58,10 +58,10 @@ class BatchBuilder:
         steps, shape = parts.pop("step", None), (chunk.rows, chunk.length)
         if self.flat is not None:
             parts = flatten(parts, (len(chunk.numbers), *shape), self.flat, shifted=self.labels == "shifted")
+        unfit = _unfit(list(parts.values()))
         some = max(1, CHUNK_TOKENS // (chunk.rows * chunk.length * len(parts)))
         for start in range(0, len(chunk.numbers), some):
             block = [part[start : start + some] for part in parts.values()]
-            unfit = [i for i, part in enumerate(block) if not _fit(part)]
             for i, cast in zip(unfit, np.empty((len(unfit), len(block[0]), *shape), np.int64), strict=True):
                 np.copyto(cast.reshape(block[i].shape), block[i])
                 block[i] = cast
@@ -69,7 +69,7 @@ class BatchBuilder:
             for number, values in enumerate(tensors, start):  # one by one: a thousand at once would call the garbage collector
                 batch: Batch = dict(zip(parts, values, strict=True))
                 if steps is not None:
-                    batch["step"] = torch.full(batch["input_ids"].shape[:1], int(steps[number]))
+                    batch["step"] = torch.from_numpy(np.full(batch["input_ids"].shape[0], steps[number], np.int64))
                 if self.flat is not None:
                     batch.update(sequences(batch["position_ids"]))
                 yield batch
@@ -94,8 +94,7 @@ class BatchBuilder:
         target = chunk.view(chunk.columns[part])
         if valid is not None:
             return np.where(chunk.view(valid), target.astype(np.int64), IGNORE)
-        shared = target.dtype == np.int64 and np.may_share_memory(target, chunk.columns["input_ids"])
-        return target.copy() if shared else target  # what is not int64 is cast to a copy
+        return target
 
     def _extra(self, chunk: Chunk) -> dict[str, Array]:
         extra: dict[str, Array] = {}
@@ -114,6 +113,18 @@ class BatchBuilder:
         if "step" in wanted:
             extra["step"] = chunk.stage.start + np.array(chunk.numbers, dtype=np.int64) // chunk.stage.grad_accum_steps
         return {name: extra[name] for name in wanted}
+
+
+def _unfit(parts: list[Array]) -> list[int]:
+    """Which arrays cannot be handed out as they are: those that do not fit, or lie in the memory of one before."""
+    unfit: list[int] = []
+    handed_out: list[Array] = []
+    for i, part in enumerate(parts):
+        if _fit(part) and not any(np.may_share_memory(part, other) for other in handed_out):
+            handed_out.append(part)
+        else:
+            unfit.append(i)
+    return unfit
 
 
 def _fit(values: Array) -> bool:

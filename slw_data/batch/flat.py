@@ -49,7 +49,8 @@ def flatten(parts: dict[str, Array], shape: tuple[int, int, int], tokens: int, *
 
 def sequences(position_ids: torch.Tensor) -> dict[str, Any]:
     """Where the sequences of a flat row begin and end, int32 (sequences + 1,), and the tokens of the longest, an int."""
-    starts = torch.nonzero(position_ids[0] == 0).flatten()
-    bounds = torch.cat([starts, torch.tensor([position_ids.shape[1]])]).to(torch.int32)
-    longest = int(bounds.diff().max())
-    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds.clone(), "max_length_q": longest, "max_length_k": longest}
+    starts = np.flatnonzero(position_ids[0].numpy() == 0)  # of NumPy: torch's default device may be another
+    bounds = np.append(starts, position_ids.shape[1]).astype(np.int32)
+    longest = int(np.diff(bounds).max())
+    tensors = {name: torch.from_numpy(bounds.copy()) for name in ("cu_seq_lens_q", "cu_seq_lens_k")}
+    return {**tensors, "max_length_q": longest, "max_length_k": longest}

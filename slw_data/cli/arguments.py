@@ -84,7 +84,7 @@ class Arguments:
                     return deepspeed_schedule(self.values[name]), None
                 return composer_schedule(self.values[name], self.values.get("total_steps"))
         kind = self.values.get("schedule", "linear")
-        if kind not in SCHEDULES:
+        if not isinstance(kind, str) or kind not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {kind!r}")
         self._refuse_useless(TAKES[kind], f"schedule {kind}")
         return self._made(kind, self.pick(TAKES[kind])), None

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from slw_data.cli.digests import Digest, record_path
 from slw_data.cli.faults import Fault, finders
 from slw_data.cli.reading import add_source, counted, spans
 from slw_data.errors import DataError
@@ -31,6 +32,8 @@ ANY_COLUMN = "any column"  # open_tokens then refuses no negative ids: they are 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
+    text = "digest every token and record it beside the store, as PATH.digest; a record that is there is always compared"
+    parser.add_argument("--digest", action="store_true", help=text)
 
 
 def run(given: dict[str, Any]) -> int:
@@ -40,7 +43,7 @@ def run(given: dict[str, Any]) -> int:
     for path in paths:
         store, faults = _opened(path, given)
         if store is not None:
-            faults = [*faults, *_faults(store, path, given)]
+            faults = [*faults, *_faults(store, path, given, complete=not faults)]
             total += len(store)
             dtypes.add(str(getattr(store, "source_dtype", store.dtype)))
         for text in faults:
@@ -85,7 +88,8 @@ def _without_spare_bytes(path: str, dtype: str | None) -> TokenStore | None:
     return open_tokens(np.memmap(path, dtype, "r", shape=(whole,)), column=ANY_COLUMN) if spare and whole else None
 
 
-def _faults(store: TokenStore, path: str, given: dict[str, Any]) -> list[str]:
+def _faults(store: TokenStore, path: str, given: dict[str, Any], *, complete: bool) -> list[str]:
+    """``complete``: the store is all of what lies at ``path``."""
     column, vocab_size, eos_id = given.get("column", "input_ids"), given.get("vocab_size"), given.get("eos_id")
     largest = 1 if store.dtype.kind == "b" else int(np.iinfo(store.dtype).max)
     faults = []
@@ -95,6 +99,10 @@ def _faults(store: TokenStore, path: str, given: dict[str, Any]) -> list[str]:
         faults.append(Fault(None, f"{store.dtype} holds ids up to {largest}: larger ones of {vocab_size} were cut off"))
     faults.extend(_empty_documents(store, path, column))
     looking, unread = finders(store, column, vocab_size, eos_id), dict[str, int]()
+    record = record_path(store, path, column)
+    digest = Digest(store, record, write=given.get("digest", False))
+    if complete and (digest.write or os.path.exists(record)):
+        looking.append(digest)
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
         for start, stop in spans(len(store), what=f"check {os.path.basename(path)}"):
@@ -109,6 +117,8 @@ def _faults(store: TokenStore, path: str, given: dict[str, Any]) -> list[str]:
                 finder.see(start, block)
     texts = [f"{path}: {text}" if path not in text else text for text in (*unread, *(str(w.message) for w in raised))]
     faults.extend(fault for finder in looking for fault in finder.found())
+    if digest.line:
+        print(digest.line, flush=True)
     return texts + [f"{path}: {'' if at is None else f'token {at:,}: '}{text}" for at, text in faults]
 
 

@@ -3,7 +3,7 @@
 Each sees the store block by block and keeps a few numbers; none keeps tokens, so memory stays constant. ``found()``
 gives ``(position, text)`` of each fault at the end; the position is None where a fault has no single place.
 
-Read next: :mod:`slw_data.cli.check`.
+Read next: :mod:`slw_data.cli.digests`.
 """
 
 from __future__ import annotations

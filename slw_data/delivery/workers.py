@@ -95,15 +95,16 @@ class Messages:
 
     def __init__(self, run: Run, at: Position, num_workers: int, options: Mapping[str, Any]) -> None:
         self._next = (at.step, at.batch)
-        self._received: Any = iter(
-            DataLoader(
-                WorkerChunks(run, at),
-                batch_size=None,
-                num_workers=num_workers,
-                generator=torch.Generator(),  # else iterating would draw a seed from the global generator
-                **options,
+        with torch.device("cpu"):  # where the generator is, and torch draws a seed on the default device
+            self._received: Any = iter(
+                DataLoader(
+                    WorkerChunks(run, at),
+                    batch_size=None,
+                    num_workers=num_workers,
+                    generator=torch.Generator(),  # else iterating would draw a seed from the global generator
+                    **options,
+                )
             )
-        )
         self.waiting_since: float | None = None  # time.monotonic(), while a message is awaited
         self._closed = threading.Event()
         pipe = vars(self._received)["_worker_result_queue"]._writer

@@ -15,7 +15,7 @@ and where the source can be read again from the oldest of these documents, are e
     lane 1    doc 1, doc 2 ..                                              begun: document 2, 40 tokens delivered
     snapshot  position of the block of document 2; next to deal: document 4; lanes (3, 17, 2, 40)
 
-Read next: :mod:`slw_data.batch.documents`, which cuts rows from the lanes.
+Read next: :mod:`slw_data.order.documents`, which cuts rows from the lanes.
 """
 
 from __future__ import annotations

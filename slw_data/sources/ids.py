@@ -1,6 +1,6 @@
 """Ids: the one rule for token ids, wherever they are read: at least 0, and below the vocabulary's size or 2^63.
 
-Read next: :mod:`slw_data.batch.rows`.
+Read next: :mod:`slw_data.batch.reading`.
 """
 
 from __future__ import annotations

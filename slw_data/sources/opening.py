@@ -41,8 +41,9 @@ class Stores:
 
     @property
     def fingerprint(self) -> str:
-        first, *rest = self.columns.items()
-        return "; ".join([first[1].fingerprint, *(f"{name}: {store.fingerprint}" for name, store in rest)])
+        """That of the ids, then those of the other columns by their names: the order of columns is no part of a run."""
+        others = (f"{name}: {self.columns[name].fingerprint}" for name in sorted(self.columns) if name != "input_ids")
+        return "; ".join([self.columns["input_ids"].fingerprint, *others])
 
 
 def open_source(

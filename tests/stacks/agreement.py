@@ -3,6 +3,7 @@
 import itertools
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,17 @@ def differing(name, value):
 def differing_streams():
     documents = [[i] * (3 + i % 4) for i in range(200)]
     check_ranks_agree(loader(source=documents, moved=2 + dist.get_rank()))
+
+
+def shuffled(seed):
+    """Each rank shuffles the same rows; without a ``seed`` each draws one of its own."""
+    from datasets import Dataset
+
+    rows = Dataset.from_dict({"input_ids": [[i] * 4 for i in range(64)]}).to_iterable_dataset(num_shards=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if seed is None else "error")  # it says that such a run has no state
+        made = loader(source=rows.shuffle(seed=seed, buffer_size=1))
+    return check_ranks_agree(made) is made
 
 
 def sharded(moved):

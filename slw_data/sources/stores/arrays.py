@@ -5,6 +5,7 @@ shrinking like any other file. Read :mod:`slw_data.sources.stores.opening` next,
 """
 
 import os
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from slw_data.errors import DataError
 from slw_data.sources.stores.files import FileSources, TokenFile, describe_file
+from slw_data.sources.stores.fingerprints import fingerprint
 from slw_data.sources.stores.pieces import PiecedStore, whole
 from slw_data.sources.stores.protocol import Tokens
 
@@ -45,7 +47,7 @@ def open_tensor(tensor: torch.Tensor) -> PiecedStore:
 
 
 def _behind(array: "np.memmap[Any, Any]") -> TokenFile | None:
-    """The file behind a map, or None where the map is private or not a run of the file that its path now leads to."""
+    """The file behind a map, or None where the map is private or its path now leads to another file."""
     mapped: Any = array
     while isinstance(mapped.base, np.memmap):
         mapped = mapped.base
@@ -53,6 +55,20 @@ def _behind(array: "np.memmap[Any, Any]") -> TokenFile | None:
         return None
     path = os.fspath(array.filename)
     offset = mapped.offset + array.ctypes.data - mapped.ctypes.data
-    if not os.path.isfile(path) or os.path.getsize(path) < offset + array.nbytes:
+    if not os.path.isfile(path) or os.path.getsize(path) < offset + array.nbytes or _is_deleted(array):
         return None
-    return describe_file(path, array.dtype, offset, len(array))
+    file = describe_file(path, array.dtype, offset, len(array))
+    shown = fingerprint(array.dtype, len(array), lambda start, stop: np.asarray(array[start:stop]))
+    return file if file.mark == shown else None
+
+
+def _is_deleted(array: "np.memmap[Any, Any]") -> bool:
+    """Whether the mapped file has lost its name, as when another was renamed to it: where the system tells of its maps."""
+    address = array.ctypes.data
+    with suppress(OSError), open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        for line in maps:
+            span, _, rest = line.partition(" ")
+            low, _, high = span.partition("-")
+            if int(low, 16) <= address < int(high, 16):
+                return rest.rstrip("\n").endswith(" (deleted)")
+    return False

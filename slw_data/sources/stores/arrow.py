@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
-__all__ = ["ArrowStore", "open_folder"]
+__all__ = ["ArrowStore", "open_folder", "refuse_transform"]
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
@@ -46,6 +46,7 @@ class ArrowStore(PiecedStore):
     def __init__(self, dataset: "datasets.Dataset", column: str, name: str | None = None) -> None:
         self._dataset, self._column = dataset, column
         name = f"{name or 'Dataset'} column {column!r}"
+        refuse_transform(dataset, column)
         arrays, listed = _column_chunks(dataset, column, name)
         rows = _row_indices(dataset)
         _refuse_null_rows(arrays, rows, name)
@@ -81,6 +82,20 @@ def open_folder(path: str, column: str) -> ArrowStore:
         return ArrowStore(datasets.load_from_disk(path), column, path)
     except pa.ArrowInvalid as error:
         raise DataError(f"{path} cannot be read ({error}): write it again with save_to_disk") from error
+
+
+def refuse_transform(dataset: "datasets.Dataset", column: str) -> None:
+    """Refuse a dataset whose rows are not what lies in its table: it makes them anew whenever one is asked for."""
+    shown = dataset.format
+    if shown["type"] == "custom":
+        transform = shown["format_kwargs"].get("transform")
+        called = getattr(transform, "__qualname__", type(transform).__qualname__)
+        raise TypeError(
+            f"the Dataset has a transform, {called}, which makes its rows when they are asked for, and a table is read here "
+            "without it: write dataset.with_format(None).map(...) to have it applied once, or with_format(None) to go without"
+        )
+    if column in dataset.column_names and column not in shown["columns"] and not shown["output_all_columns"]:
+        raise KeyError(f"the format of the Dataset hides column {column!r}, it shows {shown['columns']}: with_format(None)")
 
 
 def _check_shards(path: str) -> None:

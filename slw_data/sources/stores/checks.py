@@ -107,10 +107,13 @@ def _wider(block: Tokens) -> str | None:
 
 def check_parallel(stores: Mapping[str, TokenStore]) -> None:
     """Raise DataError unless all columns have the same number of tokens and, where both know them, documents."""
-    (first, reference), *others = stores.items()
-    for column, store in others:
-        if reference.documents is not None and store.documents is not None:
-            _check_documents(first, reference.documents, column, store.documents)
+    first = "input_ids" if "input_ids" in stores else next(iter(stores))
+    reference, known = stores[first], dict[str, Offsets]()  # documents of any two columns are compared, not of the first only
+    for column, store in stores.items():
+        if store.documents is not None:
+            known[column] = store.documents
+            _check_documents(*next(iter(known.items())), column, store.documents)
+    for column, store in stores.items():
         if len(store) != len(reference):
             raise DataError(
                 f"columns must be parallel: column {column!r} ({store.name}) has {len(store)} tokens, "

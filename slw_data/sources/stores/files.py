@@ -1,8 +1,11 @@
 """Files of tokens: found, measured and sampled when opened, mapped when read.
 
 A :class:`TokenFile` says where the tokens of one file lie. It holds nothing open and is what travels to other
-processes. :class:`FileSources` maps files as they are read, and keeps at most :data:`OPEN_FILES` of them mapped, so
-that 10,000 files work under the usual limit of 1,024 descriptors (two each).
+processes. :class:`FileSources` maps files as they are read. At most :data:`OPEN_FILES` are mapped at once, over all stores
+of the process, so that 10,000 files and many columns work under the usual limit of 1,024 descriptors (two each).
+
+A file may be another one by the time it is mapped: replaced, written over, or on another host. If it is, it must have the
+fingerprint that was taken when it was opened.
 
 Reading a mapped page that its file no longer has kills the process with SIGBUS, without an exception. So the size is
 asked for before every access, one ``fstat``, and a file that shrank is refused with DataError.
@@ -10,15 +13,17 @@ Read :mod:`slw_data.sources.stores.npy` and :mod:`slw_data.sources.stores.megatr
 """
 
 import errno
+import itertools
 import mmap
 import os
 import stat
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +34,7 @@ from slw_data.sources.stores.protocol import Tokens
 
 __all__ = ["FileSources", "TokenFile", "describe_file", "open_regular", "raw_file"]
 
-OPEN_FILES = 64
+OPEN_FILES = 128
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class TokenFile:
     mtime_ns: int
     inode: tuple[int, int]
     mark: str
+    places: int = PLACES  # and documents: what the mark was made with
+    documents: str = ""
 
 
 class MappedFile:
@@ -53,6 +60,9 @@ class MappedFile:
         self._file, self._warned = file, False
         with open_regular(file.path) as (descriptor, status):
             self._check_size(status.st_size)
+            self._mtime_ns = file.mtime_ns
+            if ((status.st_dev, status.st_ino), status.st_mtime_ns) != (file.inode, file.mtime_ns):
+                self._check_mark(descriptor, status)
             self._map = mmap.mmap(descriptor, file.offset + file.count * file.dtype.itemsize, access=mmap.ACCESS_READ)
             self._descriptor = os.dup(descriptor)  # the map has one too, but does not show it
         weakref.finalize(self, os.close, self._descriptor)
@@ -62,11 +72,22 @@ class MappedFile:
         """All tokens of the file, after a look at its size and time of modification."""
         status = os.fstat(self._descriptor)
         self._check_size(status.st_size)
-        if status.st_mtime_ns != self._file.mtime_ns and not self._warned:
+        if status.st_mtime_ns != self._mtime_ns and not self._warned:
             self._warned = True
             message = f"{self._file.path} was modified while it was open: batches may hold old and new tokens"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         return self._tokens
+
+    def _check_mark(self, descriptor: int, status: os.stat_result) -> None:
+        """Another file, or another time of modification: it must have the same tokens, as far as its fingerprint tells."""
+        file = self._file
+        read = partial(_read_tokens, descriptor, file.dtype, file.offset)
+        if fingerprint(file.dtype, file.count, read, places=file.places, documents=file.documents) != file.mark:
+            raise DataError(
+                f"{file.path} was replaced or written over since it was opened, and holds other tokens now ({file.mark} then): "
+                "a store must not change; open it again for a run over the new tokens"
+            )
+        self._mtime_ns = status.st_mtime_ns
 
     def _check_size(self, size: int) -> None:
         if size < self._file.size:
@@ -77,17 +98,38 @@ class MappedFile:
 
 
 class FileSources:
-    """The tokens of files by number; at most :data:`OPEN_FILES` files are mapped at once."""
+    """The tokens of files by number."""
 
     def __init__(self, files: Sequence[TokenFile]) -> None:
-        known = self.files = tuple(files)
-        self._mapped = lru_cache(maxsize=OPEN_FILES)(lambda number: MappedFile(known[number]))
+        self.files = tuple(files)
+        self._key = next(_keys)
+        weakref.finalize(self, _forget, self._key).atexit = False
 
     def __getitem__(self, number: int) -> Tokens:
-        return self._mapped(number).tokens()
+        key = self._key, number
+        mapped = _mapped.get(key)
+        if mapped is None:
+            mapped = _mapped[key] = MappedFile(self.files[number])
+        # Without a lock, which a fork might copy while it is held: each call here is one step, also beside other threads.
+        with suppress(KeyError):  # another thread has dropped it
+            _mapped.move_to_end(key)
+            while len(_mapped) > OPEN_FILES:
+                _mapped.popitem(last=False)
+        return mapped.tokens()
 
     def __reduce__(self) -> tuple[type["FileSources"], tuple[tuple[TokenFile, ...]]]:
         return FileSources, (self.files,)
+
+
+_mapped: OrderedDict[tuple[int, int], MappedFile] = OrderedDict()  # of all stores; the one used last is at the end
+_keys = itertools.count()
+
+
+def _forget(key: int) -> None:
+    """Unmap the files of a store that is gone."""
+    for known in list(_mapped):
+        if known[0] == key:
+            _mapped.pop(known, None)
 
 
 @contextmanager
@@ -113,7 +155,7 @@ def describe_file(
         read = partial(_read_tokens, descriptor, dtype, offset)
         mark = fingerprint(dtype, count, read, places=places, documents=documents)
         inode = status.st_dev, status.st_ino
-        return TokenFile(path, dtype, offset, count, status.st_size, status.st_mtime_ns, inode, mark)
+        return TokenFile(path, dtype, offset, count, status.st_size, status.st_mtime_ns, inode, mark, places, documents)
 
 
 def raw_file(path: str, dtype: np.dtype[Any], places: int = PLACES) -> TokenFile:

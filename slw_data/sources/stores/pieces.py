@@ -79,6 +79,9 @@ class PiecedStore:
         self._source, self._begin, length = pieces.joined()
         self._only = (int(self._source[0]), int(self._begin[0])) if len(self._begin) == 1 else (0, 0)
         self._bounds = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+        if (self._bounds[1:] < self._bounds[:-1]).any():  # it wraps
+            total = sum(length.tolist())
+            raise DataError(f"{name} holds {total} tokens, and positions go up to 2^63 - 1: make several stores of it")
         self._mark, self._find_documents = mark, documents
         self._documents: Offsets | None = None
         if len(self) == 0:

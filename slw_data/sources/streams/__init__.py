@@ -2,8 +2,8 @@
 
 :func:`open_stream` finds the kind of a source. Every rank and worker reads the whole of it, so that order, end and
 state are the same everywhere. The parts, in reading order: ``protocol`` (what a stream is), ``documents`` (an item
-becomes arrays), ``text``, ``blocks`` (arrays become blocks), ``items`` and ``iterables`` (sources of single items),
-``huggingface``, ``stored`` (the documents of a store), ``opening``. Read ``protocol`` next.
+becomes arrays), ``text``, ``marks`` (fingerprints), ``blocks`` (arrays become blocks), ``items`` and ``iterables``
+(sources of single items), ``huggingface``, ``stored`` (the documents of a store), ``opening``. Read ``protocol`` next.
 """
 
 from slw_data.sources.streams.opening import open_stream

@@ -5,13 +5,14 @@ documents, and :func:`sealed` makes blocks of drafts: it drops empty documents, 
 and refuses a source that gives nothing for ever. Read ``items`` next.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from slw_data.errors import DataError
+from slw_data.errors import DataError, StateError
 from slw_data.sources.streams.documents import Arrays
 from slw_data.sources.streams.protocol import Block, Flat, Integers
 
@@ -60,6 +61,54 @@ def pack(entries: Iterable[Entry], columns: tuple[str, ...], *, items: int, toke
 def _draft(entries: list[Entry], columns: tuple[str, ...]) -> Draft:
     lengths, flat = joined([entry.arrays for entry in entries], columns)
     return Draft(entries[0].position, entries[0].number, lengths, flat)
+
+
+def marked(drafts: Iterator[Draft], saved: Any, name: str) -> Iterator[Draft]:
+    """The same drafts; the position of each, a dict, also gets ``block``: how many items it has, and their checksum.
+
+    ``saved`` is that of the first one when it was read before, or None. It may have had fewer items then, where an error
+    of the source ended it. Raises StateError if they are not the same now.
+    """
+    first = next(drafts, None) if saved is not None else None
+    if first is not None:
+        size = len(first.lengths)
+        if size < saved[0]:
+            yield from _last_before_an_error(first, drafts, saved, name)
+            return
+        if _checksum(first, saved[0]) != saved[1]:
+            raise StateError(
+                f"{name} does not repeat: items {first.first} to {first.first + saved[0] - 1}, which are read again from "
+                "the saved position on, are not the same as when it was saved; resuming needs the same items in the same order"
+            )
+        yield _marked(first)
+    elif saved is not None and saved[0]:
+        raise StateError(f"the saved position is before {saved[0]} items of {name}, and it ended before them")
+    yield from map(_marked, drafts)
+
+
+def _last_before_an_error(short: Draft, drafts: Iterator[Draft], saved: Any, name: str) -> Iterator[Draft]:
+    """A draft with fewer items than the saved one had is only right if an error of the source ended it."""
+    try:
+        after = next(drafts, None)
+    except Exception:
+        yield _marked(short)
+        raise
+    end = short.first + len(short.lengths)
+    how = f"ended after {end} items" if after is None else f"has other items before item {end} now"
+    raise StateError(f"the saved position is in a block of items {short.first} to {short.first + saved[0]}, but {name} {how}")
+
+
+def _marked(draft: Draft) -> Draft:
+    return draft._replace(position=draft.position | {"block": [len(draft.lengths), _checksum(draft, len(draft.lengths))]})
+
+
+def _checksum(draft: Draft, items: int) -> int:
+    """Of the first ``items`` of a draft, whatever the dtype and the order of columns."""
+    lengths = draft.lengths[:items]
+    found, tokens = zlib.crc32(lengths.astype("<i8").tobytes()), int(lengths.sum())
+    for column in sorted(draft.columns):
+        found = zlib.crc32(np.ascontiguousarray(draft.columns[column][0:tokens], "<i8").tobytes(), found)
+    return found
 
 
 def joined(documents: list[Arrays], columns: tuple[str, ...]) -> tuple[npt.NDArray[np.int64], dict[str, Integers]]:

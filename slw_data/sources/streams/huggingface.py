@@ -8,8 +8,9 @@ resumes at another row, the checksum tells, and the rows are counted from the st
 import copy
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from slw_data.sources.streams.blocks import Draft, joined, sealed
 from slw_data.sources.streams.documents import TokenDocuments, check_not_negative, signed_64
 from slw_data.sources.streams.items import item_number, saved_fields
 from slw_data.sources.streams.iterables import plain, undivided
+from slw_data.sources.streams.marks import code_mark, options_mark, short
 from slw_data.sources.streams.protocol import Block, Integers
 from slw_data.sources.streams.text import TextDocuments
 
@@ -51,11 +53,15 @@ class HuggingFaceStream:
         """Names of the per-token columns."""
         return self.documents.columns
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Features and number of shards of the whole dataset."""
+        """Features and shards of the whole dataset, what is done with its rows, and the order where that is random."""
+        chain = self.source._ex_iterable
         features = "unknown" if self.source.features is None else dict(sorted(self.source.features.items()))
-        return f"Hugging Face IterableDataset, {self.source._ex_iterable.num_shards} shards, features {features}"
+        steps, generators = [_described(part) for part in _parts(chain)], _generators(chain)
+        text = f"Hugging Face IterableDataset, {chain.num_shards} shards, features {features}, steps {short(*steps)}"
+        order = f", order {short(*generators)}" if generators else ""
+        return f"{text}{order}{options_mark(self.documents, self.append_eos)}"
 
     @property
     def sharded(self) -> tuple[int, int] | None:
@@ -65,15 +71,20 @@ class HuggingFaceStream:
 
     @property
     def not_exact(self) -> str | None:
-        """Why a shuffle buffer does not resume exactly; None without one."""
-        sizes = [part.buffer_size for part in _parts(self.source._ex_iterable) if _loses_rows(part)]
-        if not sizes:
-            return None
-        return (
-            f"{self.name} has a shuffle buffer of {max(sizes)} rows, which its state_dict does not hold: up to that "
-            "many rows would be lost on resuming. Shuffle before saving to disk, use a store with shuffle=True, or "
-            "shuffle only the shards with buffer_size=1"
-        )
+        """Why a shuffle buffer, or an order that was drawn without a seed, does not resume exactly; else None."""
+        chain, reasons = list(_parts(self.source._ex_iterable)), []
+        if sizes := [part.buffer_size for part in chain if _loses_rows(part)]:
+            reasons.append(
+                f"{self.name} has a shuffle buffer of {max(sizes)} rows, which its state_dict does not hold: up to that "
+                "many rows would be lost on resuming. Shuffle before saving to disk, use a store with shuffle=True, or "
+                "shuffle only the shards with buffer_size=1"
+            )
+        if any(map(_is_unseeded, chain)):
+            reasons.append(
+                f"{self.name} was shuffled or interleaved without a seed, so no other process has its order, neither another "
+                "rank nor a resumed run: write shuffle(seed=...) or interleave_datasets(..., seed=...)"
+            )
+        return ". ".join(reasons) or None
 
     def blocks(self, epoch: int, position: Any = None) -> Iterator[Block]:
         """The blocks of pass ``epoch``. Raises StateError for a position of another source or another pass."""
@@ -81,9 +92,7 @@ class HuggingFaceStream:
             return sealed(self._read(epoch), name=self.name, append_eos=self.append_eos)
         rows, state, _ = saved_fields(position, ("rows", "state", "check"), self.name)
         if state is not None and state["epoch"] != epoch:
-            raise StateError(
-                f"the saved position of {self.name} is in pass {state['epoch']}, but pass {epoch} was asked"
-            )
+            raise StateError(f"the saved position of {self.name} is in pass {state['epoch']}, but pass {epoch} was asked")
         first = item_number(rows, self.name)
         return sealed(self._resume(epoch, position), name=self.name, append_eos=self.append_eos, first=first)
 
@@ -120,7 +129,7 @@ class HuggingFaceStream:
             fsspec.asyn.reset_lock()  # held by a thread that a fork left behind
         for batch in undivided(lambda: source.iter(BATCH_ROWS)):
             lengths, columns = self._flatten(batch, rows)
-            check = _checksum(lengths, columns[self.documents.columns[0]])
+            check = _checksum(lengths, columns)
             yield Draft({"rows": rows, "state": state, "check": check}, rows, lengths, columns)
             rows += len(lengths)
             state = plain(source.state_dict(), self.name)
@@ -210,9 +219,11 @@ def _column(batch: Any, present: list[str], name: str, source: str) -> Any:
     return batch[name]
 
 
-def _checksum(lengths: npt.NDArray[np.int64], tokens: Integers) -> int:
-    parts = (lengths.tobytes(), tokens[:1024].tobytes(), tokens[-1024:].tobytes())
-    return zlib.crc32(b"".join(parts))
+def _checksum(lengths: npt.NDArray[np.int64], columns: Mapping[str, Integers]) -> int:
+    found = zlib.crc32(lengths.tobytes())
+    for column in sorted(columns):
+        found = zlib.crc32(columns[column].tobytes(), found)
+    return found
 
 
 def _parts(examples: Any) -> Iterator[Any]:
@@ -230,6 +241,33 @@ def _typed(examples: Any, features: Any) -> Any:
     from datasets.iterable_dataset import FormattedExamplesIterable
 
     return FormattedExamplesIterable(examples, formatting=None, features=features, token_per_repo_id={})
+
+
+_NUMBERS = ("n", "num_times", "step", "offset", "buffer_size", "probabilities", "stopping_strategy")
+_OF_FUNCTIONS = ("batched", "batch_size", "drop_last_batch")
+
+
+def _described(part: Any) -> str:
+    """A step of the chain: its kind, its numbers, and the code that it runs."""
+    values = {name: value for name, value in sorted(vars(part).items()) if not name.startswith("_")}
+    names = (*_NUMBERS, *(_OF_FUNCTIONS if "function" in values else ()))
+    numbers = [f"{name}={values[name]}" for name in names if name in values]
+    functions = [value for value in values.values() if callable(value) and not isinstance(value, type)]
+    given = [getattr(getattr(getattr(function, "__self__", None), "config", None), "generator", None) for function in functions]
+    code = [code_mark(function) for function in (*functions, *filter(None, given))]  # given: to from_generator
+    return " ".join([type(part).__name__, *numbers, *code])
+
+
+def _generators(examples: Any) -> list[str]:
+    """The states of the random generators of a chain, from which its orders follow."""
+    return [str(part.generator.bit_generator.state) for part in _parts(examples) if hasattr(part, "generator")]
+
+
+def _is_unseeded(part: Any) -> bool:
+    """Whether a part has a generator that the system seeded: with 128 random bits, which nobody writes as a seed."""
+    sequence = getattr(getattr(getattr(part, "generator", None), "bit_generator", None), "seed_seq", None)
+    entropy = getattr(sequence, "entropy", None)
+    return isinstance(entropy, int) and entropy.bit_length() > 64
 
 
 def _loses_rows(part: Any) -> bool:

@@ -5,18 +5,24 @@ refuses where they differ. A source with ``state_dict`` and ``load_state_dict`` 
 next item. Every reader sees the whole source: the torch worker is hidden from it. Read ``huggingface`` next.
 """
 
+import copy
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
-from torch.utils.data import get_worker_info
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker
 
 from slw_data.errors import DataError, StateError
 from slw_data.sources.streams.blocks import Entry
 from slw_data.sources.streams.documents import digest
-from slw_data.sources.streams.items import ItemStream, item_number, saved_fields, set_epoch
+from slw_data.sources.streams.items import ItemStream, check_block, item_number, saved_fields, set_epoch
+from slw_data.sources.streams.marks import code_mark, documents_mark
+from slw_data.sources.streams.protocol import Block
 
 
 def undivided(start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
@@ -44,16 +50,18 @@ def _hidden(call: Callable[[], Any]) -> Any:
 
 @dataclass(eq=False)
 class IterableStream(ItemStream):
-    """Items in the order the source gives them. A position is how many were read, and their checksum."""
+    """Items in the order the source gives them. A position is how many were read, and checksums of them and of the block."""
 
     block_items: ClassVar[int] = 64
     block_tokens: ClassVar[int] = 4 * 1024
 
     def _first(self, position: Any) -> int:
-        return item_number(saved_fields(position, ("items", "digest"), self.name)[0], self.name)
+        items, _, block = saved_fields(position, ("items", "digest", "block"), self.name)
+        check_block(block, self.name)
+        return item_number(items, self.name)
 
-    def _start(self) -> Iterator[Any]:
-        """An iterator over all items."""
+    def _start(self, epoch: int) -> Iterator[Any]:
+        """An iterator over all items of a pass."""
         items = self.source if isinstance(self.source, Iterable) else self.source()
         if not isinstance(items, Iterable):
             raise TypeError(f"{self.name} must return an iterator over documents, it returned {items!r:.200}")
@@ -63,7 +71,7 @@ class IterableStream(ItemStream):
         skip, expected = (0, 0) if position is None else (position["items"], position["digest"])
         set_epoch(self.source, epoch)
         count, checksum = 0, 0
-        for index, item in enumerate(undivided(self._start)):
+        for index, item in enumerate(undivided(partial(self._start, epoch))):
             if index == skip:
                 self._check_skipped(skip, checksum, expected)
             picked = self.documents.pick(item, index)
@@ -99,6 +107,9 @@ class OneShotStream(IterableStream):
     passes: ClassVar[int | None] = 1
     _started: bool = False
 
+    def _mark(self) -> str:
+        return f"one-shot {self.name}"
+
     def blocks(self, epoch: int, position: Any = None) -> Iterator[Any]:
         """The blocks of the only pass. Raises DataError when it is asked for a second time."""
         if epoch > 0 or self._started:
@@ -113,23 +124,64 @@ class OneShotStream(IterableStream):
 
 @dataclass(eq=False)
 class StatefulStream(IterableStream):
-    """A source that saves its own position. Its ``state_dict`` must describe the last item handed out."""
+    """A source that saves its own position. Its ``state_dict`` must describe the last item handed out.
+
+    It is asked for nothing before it is read, since some sources begin to read then, and load no state any more. A
+    position has the state before the source's first item too, from which the next pass begins. Where a state is not plain
+    data, items are counted instead.
+    """
 
     block_items: ClassVar[int] = 1
-    initial: Any = None
+    _initial: tuple[Any] | None = None  # in a tuple because it may be None
+    _counts: bool = False
+
+    def blocks(self, epoch: int, position: Any = None) -> Iterator[Block]:
+        """The blocks of pass ``epoch``. Raises StateError for a position that is not one of this kind of source."""
+        if isinstance(position, dict) and "digest" in position:
+            return self._counted().blocks(epoch, position)
+        if position is not None:
+            self._first(position)
+        return self._blocks(epoch, position)
+
+    def _blocks(self, epoch: int, position: Any) -> Iterator[Block]:
+        """In a generator: between the question for a state and the first item nothing else happens."""
+        fresh = position is None and self._initial is None and not self._counts
+        if fresh:
+            self._initial = self._state_at_the_beginning()
+            self._counts = self._initial is None
+        if self._counts and position is None:
+            yield from self._counted().blocks(epoch)
+            return
+        if position is not None:
+            self._initial = (position["initial"],)
+            self.source.load_state_dict(plain(position["state"], self.name))
+        elif not fresh and self._initial is not None:
+            self.source.load_state_dict(plain(self._initial[0], self.name))
+        yield from super().blocks(epoch, position)
+
+    def _counted(self) -> IterableStream:
+        return IterableStream(self.source, self.documents, self.append_eos, self.name)
+
+    def _state_at_the_beginning(self) -> tuple[Any] | None:
+        try:
+            return (plain(self.source.state_dict(), self.name),)
+        except StateError as error:
+            warnings.warn(f"{error}. Items are counted and skipped on resuming instead, which is slow", stacklevel=2)
+            return None
 
     def _first(self, position: Any) -> int:
-        return item_number(saved_fields(position, ("items", "state", "check"), self.name)[0], self.name)
+        return item_number(saved_fields(position, ("items", "state", "check", "initial"), self.name)[0], self.name)
 
     def _entries(self, epoch: int, position: Any) -> Iterator[Entry]:
-        first, state, check = (0, self.initial, None) if position is None else (
+        assert self._initial is not None
+        (initial,) = self._initial
+        first, state, check = (0, initial, None) if position is None else (
             position["items"], position["state"], position["check"])  # fmt: skip
         set_epoch(self.source, epoch)
-        self.source.load_state_dict(plain(state, self.name))
         index, expected = first - 1, check
-        for index, item in enumerate(undivided(self._start), start=first):
+        for index, item in enumerate(undivided(partial(self._start, epoch)), start=first):
             picked = self.documents.pick(item, index)
-            here = {"items": index, "state": state, "check": digest(picked, 0)}
+            here = {"items": index, "state": state, "check": digest(picked, 0), "initial": initial}
             if expected is not None and here["check"] != expected:
                 break
             expected = None
@@ -145,10 +197,29 @@ class StatefulStream(IterableStream):
 
 @dataclass(eq=False)
 class LoaderStream(IterableStream):
-    """A torch ``DataLoader`` with ``batch_size=None``, whose workers prepare documents below this library."""
+    """A torch ``DataLoader`` with ``batch_size=None``, whose workers prepare documents below this library.
 
-    def _start(self) -> Iterator[Any]:
-        return iter(self.source)
+    A pass iterates a copy of it with a generator of its own: torch draws the seed of the workers from the loader's
+    generator, by default the global one, which other threads use meanwhile. The seed follows from the pass and from the
+    seed of the loader's own generator, if it has one: what workers draw is the same in every process, and on resuming.
+    """
+
+    def _start(self, epoch: int) -> Iterator[Any]:
+        loader, given = copy.copy(self.source), self.source.generator
+        seed = 0 if given is None or given is torch.default_generator else given.initial_seed()
+        loader.generator = torch.Generator().manual_seed((seed + epoch) % 2**63)
+        loader._iterator = None  # that of persistent workers
+        with torch.device("cpu"):  # where that generator is, whatever the default device
+            return iter(loader)
+
+    def _mark(self) -> str:
+        rows = self.source.dataset
+        if isinstance(rows, IterableDataset) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+            return f"{code_mark(self.source)} over {code_mark(rows)}"
+        return f"{code_mark(self.source)} over {documents_mark(rows, self.documents, self._collated)}"
+
+    def _collated(self, index: int) -> Any:
+        return self.source.collate_fn(self.source.dataset[index])
 
     def blocks(self, epoch: int, position: Any = None) -> Iterator[Any]:
         """The blocks of a pass. Raises TypeError inside a worker process."""
@@ -164,11 +235,9 @@ class LoaderStream(IterableStream):
 def plain(state: Any, name: str) -> Any:
     """A deep copy of a state as plain JSON data, or StateError."""
     try:
-        copy = json.loads(json.dumps(state))
+        copied = json.loads(json.dumps(state))
     except (TypeError, ValueError) as error:
         raise StateError(f"the state_dict of {name} is not plain JSON data ({error}): give ints, str, lists") from error
-    if copy != state:
-        raise StateError(
-            f"the state_dict of {name} changes on its way through JSON: use str keys, and lists for tuples"
-        )
-    return copy
+    if copied != state:
+        raise StateError(f"the state_dict of {name} changes on its way through JSON: use str keys, and lists for tuples")
+    return copied

@@ -1,9 +1,10 @@
 """``open_stream``: which kind of stream a source is, and every refusal that can be made before reading.
 
 Hugging Face types are recognised only where ``datasets`` is already imported, so that looking never imports it.
-The parts are in reading order: ``protocol``, ``documents``, ``blocks``, ``items``, ``iterables``, ``huggingface``.
+The parts are in reading order: ``protocol``, ``documents``, ``marks``, ``blocks``, ``items``, ``iterables``, ``huggingface``.
 """
 
+import inspect
 import os
 import sys
 import warnings
@@ -16,11 +17,13 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from slw_data.arguments import items
-from slw_data.errors import DataError, StateError
+from slw_data.errors import DataError
+from slw_data.sources.stores.arrow import refuse_transform
 from slw_data.sources.streams.documents import TokenDocuments
 from slw_data.sources.streams.huggingface import HuggingFaceStream
 from slw_data.sources.streams.items import SequenceStream
-from slw_data.sources.streams.iterables import IterableStream, LoaderStream, OneShotStream, StatefulStream, plain
+from slw_data.sources.streams.iterables import IterableStream, LoaderStream, OneShotStream, StatefulStream
+from slw_data.sources.streams.marks import name_of
 from slw_data.sources.streams.protocol import DocumentStream
 from slw_data.sources.streams.text import TextDocuments
 
@@ -55,8 +58,10 @@ def open_stream(
     wanted = _column_names(column, columns)
     if isinstance(x, DocumentStream):
         return _as_it_is(x, wanted if columns is not None else (), (text_column, tokenizer, append_eos))
-    documents = _documents(column if column in wanted else wanted[0], wanted, text_column, tokenizer)
+    documents = _documents(_ids_column(column, wanted), wanted, text_column, tokenizer)
     _check_append_eos(append_eos, wanted)
+    if type(x).__module__.partition(".")[0] == "pandas" and getattr(x, "ndim", 0) == 1:
+        x = list(x)  # of a Series: its index is by label
     _refuse(x)
     if _is_hugging_face(x, "IterableDataset"):
         return HuggingFaceStream(x, documents, append_eos)
@@ -66,22 +71,20 @@ def open_stream(
 
 
 def _open_items(x: Any, documents: TokenDocuments, append_eos: int | None) -> DocumentStream:
-    name = _name(x)
+    name = name_of(x)
     if isinstance(x, DataLoader):
         _check_loader(x, name)
-        return LoaderStream(x, documents, append_eos, name, name, sharded=_loader_split(x))
+        return LoaderStream(x, documents, append_eos, name, sharded=_loader_split(x))
     if hasattr(x, "__len__") and hasattr(x, "__getitem__") and not isinstance(x, IterableDataset):
         if isinstance(x, list | tuple) and x:
             documents.pick(x[0], 0)
-        return SequenceStream(x, documents, append_eos, f"the {name}", f"{name} of {len(x)} documents")
-    if hasattr(x, "state_dict") and hasattr(x, "load_state_dict"):
-        state = _initial_state(x, name)
-        if state is not None:
-            return StatefulStream(x, documents, append_eos, name, name, initial=state[0])
+        return SequenceStream(x, documents, append_eos, f"the {name}")
+    if hasattr(x, "state_dict") and hasattr(x, "load_state_dict") and _gives_its_state(x, name):
+        return StatefulStream(x, documents, append_eos, name)
     if isinstance(x, Iterator) and iter(x) is x:
-        return OneShotStream(x, documents, append_eos, name, f"one-shot {name}")
+        return OneShotStream(x, documents, append_eos, name)
     if hasattr(x, "__iter__") or callable(x):
-        return IterableStream(x, documents, append_eos, name, name)
+        return IterableStream(x, documents, append_eos, name)
     raise TypeError(
         f"a {name} is not a source of documents: pass a Hugging Face IterableDataset, a list, an iterable, a map-style "
         "Dataset, a DataLoader, or a callable that returns a fresh iterator (tokens without documents: open_tokens)"
@@ -96,6 +99,16 @@ def _column_names(column: str, columns: Sequence[str] | None) -> tuple[str, ...]
     if not wanted or len(set(wanted)) != len(wanted):
         raise DataError(f"columns holds at least one name and none twice, but is {wanted}")
     return wanted
+
+
+def _ids_column(column: str, wanted: tuple[str, ...]) -> str:
+    """The column of token ids: the one that is named, or the only one."""
+    if column in wanted or len(wanted) == 1:
+        return column if column in wanted else wanted[0]
+    raise DataError(
+        f"one of the columns {wanted} holds the token ids, which are checked, and column={column!r} is none of them: "
+        f"write column={wanted[0]!r}, or whichever it is"
+    )
 
 
 def _as_it_is(x: DocumentStream, columns: Sequence[str], others: tuple[Any, ...]) -> DocumentStream:
@@ -146,6 +159,10 @@ def _refuse(x: Any) -> None:
         )
     if isinstance(x, np.ndarray | torch.Tensor):
         raise TypeError(f"a {kind} is a store: use open_tokens, or list(x) for one document per row")
+    if hasattr(x, "iloc"):
+        raise TypeError(
+            f"a {kind} has columns, not documents, in its order: pass x.to_dict('records'), or list(x['input_ids']) for one"
+        )
     if isinstance(x, Mapping):
         raise TypeError(f"a {kind} is not a sequence of documents: pass one of its values {sorted(map(str, x))[:8]}")
     if isinstance(x, AbstractSet):
@@ -167,6 +184,7 @@ def _text_rows(x: Any, documents: TokenDocuments) -> Any:
         raise TypeError("a Hugging Face Dataset of token ids is a store: use open_tokens; for text, pass tokenizer=")
     if documents.text_column not in x.column_names:
         raise KeyError(f"the Dataset has no column {documents.text_column!r}; it has {sorted(x.column_names)}")
+    refuse_transform(x, documents.text_column)
     return x.select_columns([documents.text_column]).with_format(None)
 
 
@@ -189,16 +207,18 @@ def _loader_split(loader: Any) -> tuple[int, int] | None:
     return None
 
 
-def _initial_state(x: Any, name: str) -> tuple[Any] | None:
-    """The state before the first item, in a tuple because it may be None; None where it is of no use."""
+def _gives_its_state(x: Any, name: str) -> bool:
+    """Whether ``state_dict()`` can be called so, without arguments that only the source's own loader knows."""
     try:
-        return (plain(x.state_dict(), name),)
-    except StateError as error:
-        warnings.warn(f"{error}. Items are counted and skipped on resuming instead, which is slow", stacklevel=4)
-        return None
-
-
-def _name(x: Any) -> str:
-    kind = x if hasattr(x, "__qualname__") else type(x)
-    module = getattr(kind, "__module__", None)
-    return kind.__qualname__ if module in (None, "builtins") else f"{module}.{kind.__qualname__}"
+        parameters = inspect.signature(x.state_dict).parameters.values()
+    except (TypeError, ValueError):  # not written in Python
+        return True
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
+    if needed:
+        warnings.warn(
+            f"the state_dict of {name} takes arguments ({', '.join(needed)}) that only its own loader knows, so it is not "
+            "used. Items are counted and skipped on resuming instead, which is slow",
+            stacklevel=4,
+        )
+    return not needed

@@ -71,7 +71,7 @@ class DocumentStream(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Kind and size of the source, readable, the same on every host. Content is not part of it."""
+        """What fixes the tokens, readable, the same on every host: kind and size, code, tokenizer, a sample of documents."""
 
     @property
     def passes(self) -> int | None:

@@ -50,9 +50,9 @@ class _Tokens:
 
 @dataclass(eq=False)
 class StoreDocuments:
-    """The documents of parallel stores, one per column, the token ids first.
+    """The documents of parallel stores, one per column. The token ids are in "input_ids", else in the first.
 
-    They come from ``documents`` of the first store; where that is None, each ends with ``eos_id``, and the last one
+    Documents come from ``documents`` of the token ids; where that is None, each ends with ``eos_id``, and the last one
     with the store. Raises DataError when neither is known, and for stores of different lengths.
     """
 
@@ -64,12 +64,11 @@ class StoreDocuments:
     sharded: ClassVar[tuple[int, int] | None] = None
 
     def __post_init__(self) -> None:
-        first, *others = self.columns
         size = len(self._ids)
-        for column in others:
+        for column in self.columns:
             if len(self.stores[column]) != size:
                 raise DataError(
-                    f"parallel columns have one length, but {first!r} has {size} tokens and {column!r} has "
+                    f"parallel columns have one length, but {self._ids_column!r} has {size} tokens and {column!r} has "
                     f"{len(self.stores[column])}"
                 )
         ends = self._ids.documents
@@ -81,8 +80,12 @@ class StoreDocuments:
             )
 
     @property
+    def _ids_column(self) -> str:
+        return "input_ids" if "input_ids" in self.stores else next(iter(self.stores))
+
+    @property
     def _ids(self) -> Any:
-        return next(iter(self.stores.values()))
+        return self.stores[self._ids_column]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -96,9 +99,10 @@ class StoreDocuments:
 
     @property
     def fingerprint(self) -> str:
-        """The stores' own fingerprints, and how documents are found."""
+        """The stores' own fingerprints, those of the ids first, and how documents are found."""
         how = f"cut after id {self.eos_id}" if self._ids.documents is None else "its own"
-        return f"documents ({how}) of " + ", ".join(f"{c}: {store.fingerprint}" for c, store in self.stores.items())
+        columns = sorted(self.stores, key=lambda column: (column != self._ids_column, column))
+        return f"documents ({how}) of " + ", ".join(f"{column}: {self.stores[column].fingerprint}" for column in columns)
 
     def blocks(self, epoch: int, position: Any = None) -> Iterator[Block]:
         """The blocks of a pass; every pass is the same. Raises StateError for a position beyond the end."""

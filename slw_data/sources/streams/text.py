@@ -1,7 +1,7 @@
 """Text as documents: an item is tokenized where it is read.
 
 A digest of text is taken before tokenizing, so that skipping to a saved position costs no tokenizing. Reading is
-repeated by every rank and worker; where that is too dear, tokenize once into a store instead. Read ``items`` next.
+repeated by every rank and worker; where that is too dear, tokenize once into a store instead. Read ``marks`` next.
 """
 
 from collections.abc import Mapping
