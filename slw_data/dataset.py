@@ -107,16 +107,18 @@ class SLWDataset(IterableDataset[Batch]):
         super().__init__()
         form = Form(mode, labels, columns, extras, vocab_size, eos_id, pad_id, preserve_eos)
         order = Shuffle(shuffle, seed, num_lanes)
+        order.check_mode(form.mode)
         ranks = Ranks.of(dp_rank, dp_world_size, mesh, sharded)
         opened = open_source(source, form.columns, mode=form.mode, vocab_size=form.vocab_size, eos_id=form.eos_id)
         shape = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "grad_accum_steps": grad_accum_steps}
         ends = {"total_steps": total_steps, "total_tokens": total_tokens, "epochs": epochs}
         plan, passes = plan_of(schedule_or_plan, shape, ends, opened, ranks)
-        self.form, self.order = form, order
+        self.mode, self.labels, self.columns, self.extras = form.mode, form.labels, form.columns, form.extras
         self.run = open_run(opened, plan, passes, form, order, ranks)
         self._at, self._ended = self.run.batches.begin, False
         self._left: int | None = None
         self._phase: int | None = None
+        self.loads = 0  # how often a state was loaded, for loaders that were made before
         # Set by workers, seen by the parent. Memory without a file: one would be left in /dev/shm by a process that is killed.
         self._read_elsewhere = torch.frombuffer(mmap.mmap(-1, 1), dtype=torch.uint8)
 
@@ -250,3 +252,4 @@ class SLWDataset(IterableDataset[Batch]):
                 " loader, loader.load_state_dict(state)"
             )
         self._at, self._phase, self._ended = self.run.parse(state, strict=strict), phase, False
+        self.loads += 1

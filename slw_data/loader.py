@@ -77,7 +77,8 @@ class SLWLoader:
             given = ", ".join(f"{name}={value!r}" for name, value in self._worker_options.items() if value)
             raise ValueError(f"{given}: these options are of worker processes, and num_workers is 0")
         self._source: Direct | Threaded | Workers | None = None
-        self._last: tuple[Position | Chunk, int] | None = None  # what was delivered last; None: the dataset knows
+        self._last: tuple[Position | Chunk, int] = dataset.position, 0
+        self._loads: int | None = dataset.loads  # None: this loader has moved, and what the dataset loads comes too late
         self._moves = self._iterators = 0
         self._warned = self._ended = False
         self._left: int | None = None
@@ -138,7 +139,7 @@ class SLWLoader:
                 if made is None:
                     break
                 batch = _pinned(made[2]) if pin else made[2]
-                delivered, self._last = True, made[:2]
+                delivered, self._last, self._loads = True, made[:2], None
                 yield batch
                 if bar is not None:
                     self._show(bar)
@@ -182,8 +183,8 @@ class SLWLoader:
     @property
     def position(self) -> Position:
         """Where the run stands after the last delivered batch."""
-        if self._last is None:
-            return self.dataset.position
+        if self._loads is not None and self._loads != self.dataset.loads:
+            return self.dataset.position  # loaded into the dataset after this loader was made
         last, index = self._last
         return last if isinstance(last, Position) else last.position(index)
 
@@ -218,7 +219,7 @@ class SLWLoader:
 
     def _move(self, at: Position) -> None:
         self.close()
-        self._last = at, 0
+        self._last, self._loads = (at, 0), None
         self._moves += 1
         self._warned = self._ended = False
         self._left = None

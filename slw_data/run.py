@@ -49,6 +49,11 @@ class Shuffle:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
+    def check_mode(self, mode: str) -> None:
+        """ValueError for a mode whose rows are not permuted."""
+        if self.shuffle and mode != "stream":
+            raise ValueError(f"shuffle=True permutes blocks of tokens; in mode={mode!r} shuffle the documents instead")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -207,7 +212,7 @@ def open_run(
         reading = Reading(tokens, builder.parts, form.documents, form.vocab_size)
         batches, mark, num_lanes = StoreBatches(order, reading, rank), order.fingerprint, None
     else:
-        _check_stream(source, shuffle, ranks, form)
+        _check_stream(source, shuffle, ranks)
         num_lanes = shuffle.num_lanes or 1
         cuts = DocumentOrder(source, local, num_lanes, form.mode, form.preserve_eos, epochs)
         reading = Reading(
@@ -220,9 +225,7 @@ def open_run(
     return Run(plan, source, ranks, epochs, batches, builder, identity)
 
 
-def _check_stream(source: DocumentStream, shuffle: Shuffle, ranks: Ranks, form: Form) -> None:
-    if shuffle.shuffle and form.mode != "stream":
-        raise ValueError(f"shuffle=True permutes blocks of tokens; in mode={form.mode!r} shuffle the documents instead")
+def _check_stream(source: DocumentStream, shuffle: Shuffle, ranks: Ranks) -> None:
     if shuffle.shuffle:
         raise ValueError("shuffle=True permutes a store; shuffle a stream at its source, or save it as a store first")
     if source.sharded is not None and not ranks.sharded:

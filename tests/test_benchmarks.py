@@ -69,7 +69,8 @@ def test_a_peer_delivers_the_shape_that_is_asked_for_and_resumes_with_the_batch_
 def test_what_is_never_delivered_is_counted(counted):
     lost = {name: measure.never_delivered(PEERS[name], counted, 16, 64) for name in NAMES if PEERS[name].delivers}
     assert 0.3 < lost.pop("nanoGPT, get_batch") < 0.45
-    assert len(lost) == len(NAMES) - 2 and all(0 <= share < 0.001 for share in lost.values())
+    assert 0 < lost.pop("slw_data, shuffled") < 0.002, "endless: lanes come to their next epoch a row sooner or later"
+    assert len(lost) == len(NAMES) - 3 and all(0 <= share < 0.001 for share in lost.values())
 
     class FirstHalf:
         imported = PEERS[LIMIT].imported

@@ -138,7 +138,7 @@ def test_B061_a_consumer_one_batch_ahead_trains_at_the_right_length_and_knows_it
                 step = held["step"][0].item()
                 assert held["input_ids"].shape[1] == [4, 4, 4, 8, 8, 8, 6, 6, 6, 6][step]
                 assert loader.step == min(step + 2, 10), "the loader counts what it has delivered"
-                trained = loader.dataset.state_at(loader.dataset.position_of(step + 1))
+                trained = loader.dataset.run.state_at(loader.dataset.run.position_of(step + 1))
                 assert trained == states[step + 1]
             held = batch
 

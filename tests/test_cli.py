@@ -122,7 +122,8 @@ def test_json_has_all_stages_and_is_what_a_loop_over_the_steps_counts(capsys):
 def test_json_of_an_endless_run_has_null_where_nothing_ends(capsys):
     plain = planned(capsys, "--schedule", "constant", "--length", "5", "--tokens-per-batch", "12")
     assert (plain["total_steps"], plain["total_tokens"], plain["batch_size"]) == (None, None, None)
-    assert plain["stages"] == [{"start": 0, "stop": None, "length": 5, "rows": 2, "tokens_before": 0, "tokens_per_step": 10}]
+    shape = {"length": 5, "rows": 2, "grad_accum_steps": 1, "rows_before": 0, "tokens_before": 0, "tokens_per_step": 10}
+    assert plain["stages"] == [{"start": 0, "stop": None, **shape}]
 
 
 def rounded(curve, steps=64):

@@ -202,7 +202,7 @@ def test_a_callable_is_read_no_further_than_asked():
 
     plan = SequenceLengthPlan(schedule, batch_size=2)
     asked.clear()
-    assert plan.stage_at(5, ahead=4) == Stage(0, 9, 8, 2, 0)
+    assert plan.stage_at(5, ahead=4) == Stage(0, 9, 8, 2, 1, 0, 0)
     assert max(asked) == 8
     plan.length(9)
     assert max(asked) == 9

@@ -57,7 +57,7 @@ def test_a_length_that_is_no_positive_int_is_refused_when_it_comes(value):
 @pytest.mark.parametrize("kind", [np.int64, np.uint16, np.array, torch.tensor], ids=lambda kind: kind.__name__)
 def test_a_length_of_numpy_or_torch_becomes_an_int(kind):
     plan = SequenceLengthPlan(lambda step: kind(8 + step // 4), batch_size=2, total_steps=8)
-    assert plan.stages == (Stage(0, 4, 8, 2, 0), Stage(4, 8, 9, 2, 64))
+    assert plan.stages == (Stage(0, 4, 8, 2, 1, 0, 0), Stage(4, 8, 9, 2, 1, 8, 64))
     assert type(plan.length(3)) is type(plan.length(7)) is type(plan.tokens(7)) is int
 
 

@@ -25,7 +25,7 @@ from slw_data.plan.schedules import (
 def test_an_endless_run_has_no_end():
     plan = SequenceLengthPlan(StagedSchedule([8, 16], [3]), batch_size=2)
     assert plan.total_steps is None and plan.total_tokens is None
-    assert plan.stages == (Stage(0, 3, 8, 2, 0), Stage(3, None, 16, 2, 48))
+    assert plan.stages == (Stage(0, 3, 8, 2, 1, 0, 0), Stage(3, None, 16, 2, 1, 6, 48))
     assert plan.lengths == (8, 16) and plan.largest_batch() == (2, 16)
     refused(lambda: plan.cost(num_params=1, num_layers=1, hidden_size=1), "endless", "total_steps", "total_tokens")
 
@@ -37,7 +37,7 @@ def test_the_stages_of_an_endless_callable_are_refused(what):
 
 def test_stages_beyond_the_end_are_left_out():
     plan = SequenceLengthPlan(StagedSchedule([8, 16, 24], [3, 6]), batch_size=2, total_steps=3)
-    assert plan.stages == (Stage(0, 3, 8, 2, 0),) and plan.lengths == (8,)
+    assert plan.stages == (Stage(0, 3, 8, 2, 1, 0, 0),) and plan.lengths == (8,)
     assert plan.length(6) == 24, "look-ups are defined past the end"
 
 

@@ -267,11 +267,11 @@ def test_a_state_with_any_one_digit_changed_is_refused(saved):
 # -- other runs -------------------------------------------------------------------------------------------------------
 
 OTHERS = {
-    "schedule": ("store", {"schedule": StagedSchedule([4, 8, 2], [10, 21])}, "past"),
+    "schedule": ("store", {"schedule": StagedSchedule([4, 8, 2], [3, 21])}, "past"),
     "schedule of documents": ("lanes", {"schedule": LinearSchedule(2, 8, warmup_steps=9, multiple_of=2)}, "past"),
     "batch size": ("store", {"batch_size": 3}, "past"),
     "batch size of documents": ("documents", {"batch_size": 3}, "past"),
-    "tokens per batch": ("store", {"batch_size": None, "tokens_per_batch": 8}, "past"),
+    "tokens per batch": ("store", {"batch_size": None, "tokens_per_batch": 12}, "past"),
     "accumulation": ("store", {"grad_accum_steps": 3}, "past"),
     "ranks": ("store", {"dp_rank": 1, "dp_world_size": 3}, "past"),
     "seed": ("shuffled", {"seed": 1}, "order"),

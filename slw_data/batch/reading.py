@@ -74,6 +74,10 @@ class Reading:
         """Tokens to read after each run."""
         return max(shift for _, shift in self.parts.values())
 
+    def reserve(self, stage: Stage, numbers: range) -> None:
+        """MemoryError at once for batches that no memory holds, before they are looked for piece by piece."""
+        np.empty(len(numbers) * stage.rows * stage.length, self.tokens.dtype("input_ids"))
+
     def read(self, stage: Stage, numbers: range, spans: Spans, after: Sequence[Position] | None = None) -> Chunk:
         """The chunk of ``spans``. DataError naming the first bad token id and its place."""
         chunk = Chunk(stage, numbers, {}, spans.by_lane, after=after)

@@ -73,5 +73,6 @@ class StoreBatches:
         yield chunk
 
     def _read(self, stage: Stage, numbers: range, reader: LaneReader) -> Chunk:
+        self.reading.reserve(stage, numbers)
         spans = self.order.spans(stage, numbers, self.rank, self.reading.look, reader)
         return self.reading.read(stage, numbers, spans)

@@ -108,7 +108,7 @@ class SLWTrainerMixin(_Trainer):
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model  # of a PEFT model
         shifts = isinstance(model, PreTrainedModel) and self.compute_loss_func is None
-        if shifts and self.train_dataset.dataset.form.labels == "shifted":
+        if shifts and self.train_dataset.dataset.labels == "shifted":
             raise ValueError(
                 f"labels='shifted', and {type(model).__name__} shifts labels itself, so they would be shifted twice: write"
                 " labels='both' (it then takes shift_labels as they are) or labels='unshifted'; or pass a compute_loss_func"

@@ -46,7 +46,7 @@ class TorchTitanLoader:
     def __init__(self, loader: SLWLoader) -> None:
         self.loader = loader
         self._tokens = _tokens(loader.dataset)
-        self._labels = "shift_labels" if loader.dataset.form.labels == "both" else "labels"
+        self._labels = "shift_labels" if loader.dataset.labels == "both" else "labels"
         self._rank = f"dp_rank_{loader.dataset.dp_rank}"
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
@@ -90,12 +90,11 @@ class TorchTitanLoader:
 
 def _tokens(dataset: SLWDataset) -> int:
     """Tokens of each micro-batch."""
-    form = dataset.form
-    flat, column = "cu_seq_lens" in form.extras, "labels" in form.columns
-    if form.labels == "none" or (form.labels == "unshifted" and (flat or not column)):
-        raise ValueError(f"torchtitan takes labels that are shifted already, not labels={form.labels!r}: write 'shifted'")
-    if not flat and "position_ids" not in form.extras:
-        raise ValueError(f"torchtitan takes positions, and extras={form.extras}: write extras=('position_ids',)")
+    flat, column = "cu_seq_lens" in dataset.extras, "labels" in dataset.columns
+    if dataset.labels == "none" or (dataset.labels == "unshifted" and (flat or not column)):
+        raise ValueError(f"torchtitan takes labels that are shifted already, not labels={dataset.labels!r}: write 'shifted'")
+    if not flat and "position_ids" not in dataset.extras:
+        raise ValueError(f"torchtitan takes positions, and extras={dataset.extras}: write extras=('position_ids',)")
     tokens = dataset.plan.tokens_per_batch
     if not isinstance(tokens, int):
         raise ValueError(

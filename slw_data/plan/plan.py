@@ -121,6 +121,8 @@ class SequenceLengthPlan:
         self._lengths: list[int] = []
         self._before: list[int] = []
         self._rows_before: list[int] = []
+        self._chain: list[str] = []  # digests of all stages before each
+        self._extent: list[tuple[int, int]] = []  # the shortest and longest length up to each
         self._read_to: int | None = None  # steps read so far of a callable; None: the stages are complete
         if hasattr(schedule, "changes"):
             self._check_budget(0, schedule.max_length)  # type: ignore[attr-defined]
@@ -160,18 +162,25 @@ class SequenceLengthPlan:
         return self._rows_before[stage] + (step - self._starts[stage]) * self._global_rows(self._lengths[stage])
 
     def micro_batches(self, step: int) -> int:
+        """Batches of one rank in ``step``."""
+        integer("step", step, at_least=0)
         return self.grad_accum_steps
 
     def batches_before(self, step: int) -> int:
-        return step * self.grad_accum_steps
+        """Batches of one rank before ``step``."""
+        return integer("step", step, at_least=0) * self.grad_accum_steps
 
     def past(self, step: int, batch: int = 0) -> str:
-        shape = []
-        for s in range(step + (batch > 0)):
-            if not shape or shape[-1][:2] != [self.length(s), self.global_rows(s)]:
-                shape.append([self.length(s), self.global_rows(s), 0])
-            shape[-1][2] += 1
-        return "steps " + hashlib.sha256(repr(shape).encode()).hexdigest()[:12]
+        """What fixes the shapes of all steps before ``step``, and of ``step`` too where ``batch`` of its batches are
+        delivered: their lengths and global rows. It is the same for all plans that agree so far, whatever comes later."""
+        steps = step + (batch > 0)
+        if steps == 0:
+            return "nothing yet"
+        index = self._stage_before(steps)
+        length = self._lengths[index]
+        mark = _linked(self._chain[index], self._starts[index], length, self._global_rows(length))
+        least, most = self._extent[index]
+        return f"{least}..{most} tokens in {steps} steps, {self._global_rows(length)} global rows #{mark}"
 
     def step_at(self, tokens: int) -> int:
         """The step that delivers token ``tokens`` (counted from 0): the inverse of :meth:`tokens_before`."""
@@ -301,7 +310,8 @@ class SequenceLengthPlan:
             self._read(step + ahead - 1)
         stop = self._starts[index + 1] if index + 1 < len(self._starts) else self._read_to
         length = self._lengths[index]
-        return Stage(self._starts[index], stop, length, self._rows(length), self.grad_accum_steps, self._rows_before[index], self._before[index])
+        shape = (length, self._rows(length), self.grad_accum_steps)
+        return Stage(self._starts[index], stop, *shape, self._rows_before[index], self._before[index])
 
     def history(self, step: int) -> tuple[list[int], list[int]]:
         """``(rows_before, lengths)`` of every stage up to the one that holds ``step``: what lanes have delivered."""
@@ -359,6 +369,11 @@ class SequenceLengthPlan:
             rows = (start - self._starts[-1]) * self._global_rows(self._lengths[-1])
         self._before.append(self._before[-1] + rows * self._lengths[-1] if self._starts else 0)
         self._rows_before.append(self._rows_before[-1] + rows if self._starts else 0)
+        last = (self._starts[-1], self._lengths[-1]) if self._starts else None
+        mark = "" if last is None else _linked(self._chain[-1], last[0], last[1], self._global_rows(last[1]))
+        self._chain.append(mark)
+        shortest, longest = self._extent[-1] if self._extent else (length, length)
+        self._extent.append((min(shortest, length), max(longest, length)))
         self._starts.append(start)
         self._lengths.append(length)
 
@@ -456,3 +471,8 @@ def _one_shape(batch_size: Any, tokens_per_batch: Any) -> tuple[int | None, int 
     if batch_size is not None:
         return integer("batch_size", batch_size, at_least=1), None
     return None, integer("tokens_per_batch", tokens_per_batch, at_least=1)
+
+
+def _linked(before: str, *stage: int) -> str:
+    """A digest of a stage and of all before it."""
+    return hashlib.sha256(f"{before} {stage}".encode()).hexdigest()[:12]

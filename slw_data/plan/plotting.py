@@ -1,6 +1,6 @@
 """Pictures of plans: the length over the steps, as the steps it goes in, and the tokens of each step below it.
 
-Only plain stages are known here, ``(start, stop, length, rows, tokens_before)`` each, as ``plan.stages`` has them.
+Only plain stages are known here, ``(start, stop, length, ...)`` each, as ``plan.stages`` has them.
 A plan without an end is drawn a little beyond the start of its last stage, or as far as the plan beside it that ends last.
 matplotlib is imported when something is drawn.
 
@@ -21,7 +21,7 @@ __all__ = ["Curve", "draw_lengths", "picture"]
 STYLES = ("solid", "dashed", "dashdot", "dotted")
 LONG_LABEL = 40  # characters; legends with a longer one have one entry a line
 
-PlainStage = tuple[int, "int | None", int, int, int]
+PlainStage = tuple[int, "int | None", int, int, int, int, int]
 
 
 class Curve(NamedTuple):

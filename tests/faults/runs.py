@@ -109,9 +109,11 @@ def _expected(run: Run) -> list[np.ndarray]:
     elif run.kind == "file":
         found = naive_batches([range(run.size)], plan, look=1, **shape)
     else:
-        each = max(8, run.size // run.rows // (256 * max(LENGTHS)))  # blocks of a lane
-        order = permute(np.arange(each * run.rows), each * run.rows, (run.seed, 0)).tolist()
-        found = naive_batches(naive_lane_positions(run.size, run.rows, each, [order]), plan, look=1, **shape)
+        lanes = 1
+        while (2 * lanes * 4) ** 2 <= run.size:  # the largest power of two that is at most a quarter of the root
+            lanes *= 2
+        order = permute(np.arange(lanes), lanes, (run.seed, 0)).tolist()
+        found = naive_batches(naive_lane_positions(run.size, lanes, 1, [order]), plan, look=1, **shape)
     assert len(found) == run.steps
     rows = [micro[0] for step in found for micro in step]
     return [np.array([[IGNORE if p is None else p for p in row] for row in batch], np.int64) for batch in rows]

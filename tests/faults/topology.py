@@ -128,11 +128,11 @@ def to_another_topology(tally: Tally, small: bool) -> None:
 
 def by_hand(dataset: SLWDataset, state: State, workers: int) -> Iterator[dict[str, Any]]:
     """The batches in their order, from what each of ``workers`` would make; as the loader's messages, in one process."""
-    position, turn = dataset.parse(state), max(workers, 1)
-    made = [dataset.chunks(position, worker, turn, 1) for worker in range(turn)]
+    position, turn = dataset.run.parse(state), max(workers, 1)
+    made = [dataset.run.chunks(position, worker, turn, 1) for worker in range(turn)]
     for chunk in itertools.chain.from_iterable(itertools.zip_longest(*made)):
         if chunk is not None:
-            yield from dataset.build(chunk)
+            yield from dataset.run.build(chunk)
 
 
 def move_from(folder: Path, run: Run, world: int, workers: int, others: Sequence[tuple[int, int]]) -> Counts:

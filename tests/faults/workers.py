@@ -50,7 +50,7 @@ def strike_once(tally: Tally, run: Run, parent: Path, strike: signal.Signals, nu
 
 def until_the_error(run: Run, folder: Path, strike: signal.Signals, number: int) -> None:
     """Train with two workers, strike one, and write down what is raised and when."""
-    chunk._SPAN_BATCHES = 16  # of a message, so that most are still to come: else a run may end well beside a stopped worker
+    chunk.SPAN_BATCHES = 16  # of a message, so that most are still to come: else a run may end well beside a stopped worker
     trainer = Trainer(run, folder, num_workers=2, timeout=TIMEOUT)
     began = None
     try:
