@@ -158,14 +158,25 @@ def test_a_fraction_of_steps_is_that_many_steps(schedule, data, total):
     )
 
 
-@given(warmups(("warmup_fraction",)), st.data(), st.integers(500, 9000))
-def test_a_fraction_of_tokens_is_that_many_tokens(schedule, data, total):
+@given(warmups(("warmup_fraction",)), st.data(), st.integers(200, 4000))
+def test_a_fraction_of_a_run_of_tokens_is_one_of_its_steps(schedule, data, total):
+    """The least number of steps is taken that is not exceeded by a run whose warmup is the fraction of it."""
     shape = data.draw(batch_shapes(schedule))
-    warmup = round(schedule.warmup_fraction * total)
-    same = type(schedule)(**{**vars(schedule), "warmup_fraction": None, "warmup_steps": warmup})
+
+    def warmed_up(steps):
+        warmup = round(schedule.warmup_fraction * steps)
+        return type(schedule)(**{**vars(schedule), "warmup_fraction": None, "warmup_steps": warmup})
+
+    def in_all(steps):
+        """The whole steps of a run of ``total`` tokens whose warmup is the fraction of ``steps``."""
+        table = naive_plan(warmed_up(steps), **shape, total_steps=total + 2)
+        return sum(before <= total for _, _, before in table) - 1
+
+    steps = next(steps for steps in itertools.count() if steps >= in_all(steps))
     plan = SequenceLengthPlan(schedule, **shape, total_tokens=total)
-    expected = naive_plan(same, **shape, total_steps=40, by_tokens=True)
+    expected = naive_plan(warmed_up(steps), **shape, total_steps=40)
     assert [(plan.length(s), plan.rows(s), plan.tokens_before(s)) for s in range(40)] == expected
+    assert plan.total_steps == in_all(steps) and steps - plan.total_steps in (0, 1)
 
 
 # -- what the parts above are built on --------------------------------------------------------------------------------
@@ -189,7 +200,7 @@ def test_stage_at_holds_the_step_and_history_is_what_came_before(run, ahead):
         assert stage.stop is None or stage.stop > step
         assert all(e[0] == length for e in expected[step : stage.stop])
         assert plan.history(step) == (rows_before, lengths)
-    if plan._read_to is None and stage.stop is not None and stage.stop < total:
+    if plan._layout.known_to(0) is None and stage.stop is not None and stage.stop < total:
         assert expected[stage.stop][0] != length
 
 

@@ -133,7 +133,6 @@ def test_B107_the_multiple_holds_for_every_length_of_a_doubling_schedule():
 
 def test_B124_a_warmup_of_thirty_percent_of_the_tokens_needs_no_length_of_the_data():
     plans = [
-        SequenceLengthPlan(LinearSchedule(8, 64, warmup_fraction=0.3), batch_size=4, total_tokens=10**6),
         SequenceLengthPlan(LinearSchedule(8, 64, warmup_tokens=300_000), batch_size=4, total_tokens=10**6),
         SequenceLengthPlan(LinearSchedule(8, 64, warmup_tokens=300_000), batch_size=4),
     ]

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Literal, Protocol
 
-from slw_data.arguments import integer, items
+from slw_data.arguments import choice, integer, items
 from slw_data.errors import ScheduleError
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "Schedule",
     "SineSchedule",
     "StagedSchedule",
+    "StepFunction",
     "check_ladder",
 ]
 
@@ -76,24 +77,28 @@ def check_ladder(low: int, high: int, step: int, remedy: str) -> None:
         )
 
 
-class _Value:
-    """A repr that names only what differs from the defaults, so that it can be pasted back."""
+class StepFunction:
+    """A step function that knows its changes. It has a repr that names only what differs from the defaults, so that it can
+    be pasted back."""
+
+    is_warmup = False  # from a shortest length to a longest
+    is_fraction = False  # of a run, so its changes depend on how many steps that has
 
     def __repr__(self) -> str:
         shown = [f for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
-    def changes(self, total_steps: int | None = None, total_tokens: int | None = None) -> tuple[Unit, Changes]:
-        """The whole schedule as ``(unit, [(start, length), ...])``: ``length`` holds from ``start`` on.
+    def changes(self, total_steps: int | None = None) -> tuple[Unit, Changes]:
+        """All of it as ``(unit, [(start, value), ...])``: ``value`` holds from ``start`` on.
 
         Starts ascend from 0 and count ``unit``: optimizer steps, or tokens delivered before the step.
-        The arguments give the length of the run, which ``warmup_fraction`` is a fraction of.
+        ``total_steps`` are those of the run, which ``warmup_fraction`` is a fraction of.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True, repr=False)
-class ConstantSchedule(_Value):
+class ConstantSchedule(StepFunction):
     """The same length at every step: the baseline without a warmup.
 
     >>> ConstantSchedule(1024)(0)
@@ -113,13 +118,14 @@ class ConstantSchedule(_Value):
         integer("step", step, at_least=0)
         return self.length
 
-    def changes(self, total_steps: int | None = None, total_tokens: int | None = None) -> tuple[Unit, Changes]:
+    def changes(self, total_steps: int | None = None) -> tuple[Unit, Changes]:
         return "steps", [(0, self.length)]
 
 
 @dataclass(frozen=True, repr=False)
-class StagedSchedule(_Value):
-    """``lengths[0]`` from step 0, ``lengths[i]`` from step ``boundaries[i - 1]`` on. Lengths may shrink, too.
+class StagedSchedule(StepFunction):
+    """``lengths[0]`` from step 0, ``lengths[i]`` from step ``boundaries[i - 1]`` on. They may shrink, too, and be rows or
+    tokens of a batch as well. With ``unit="tokens"`` boundaries count the tokens that all ranks have delivered before a step.
 
     >>> schedule = StagedSchedule([256, 512, 2048], [100, 200])
     >>> [schedule(step) for step in (0, 99, 100, 199, 200, 10**9)]
@@ -128,6 +134,8 @@ class StagedSchedule(_Value):
 
     lengths: Sequence[int]
     boundaries: Sequence[int]
+    _: KW_ONLY
+    unit: Unit = "steps"
 
     def __post_init__(self) -> None:
         lengths, boundaries = (
@@ -146,26 +154,30 @@ class StagedSchedule(_Value):
                 )
         object.__setattr__(self, "lengths", lengths)
         object.__setattr__(self, "boundaries", boundaries)
+        choice("unit", self.unit, ("steps", "tokens"))
 
     @property
     def max_length(self) -> int:
         return max(self.lengths)
 
     def __call__(self, step: int) -> int:
-        return self.lengths[bisect_right(self.boundaries, integer("step", step, at_least=0))]
+        step = integer("step", step, at_least=0)
+        if self.unit == "tokens":
+            raise _follows_tokens(self, step)
+        return self.lengths[bisect_right(self.boundaries, step)]
 
-    def changes(self, total_steps: int | None = None, total_tokens: int | None = None) -> tuple[Unit, Changes]:
-        return "steps", list(zip((0, *self.boundaries), self.lengths, strict=True))
+    def changes(self, total_steps: int | None = None) -> tuple[Unit, Changes]:
+        return self.unit, list(zip((0, *self.boundaries), self.lengths, strict=True))
 
 
 @dataclass(frozen=True, repr=False)
-class _Warmup(_Value):
+class _Warmup(StepFunction):
     """What every warmup shares: its bounds, its duration, the ladder, and rounding (the ladder *is* the rounding).
 
     Give exactly one of ``warmup_steps`` (optimizer steps), ``warmup_tokens`` (tokens over all ranks) and
-    ``warmup_fraction`` (of the run, in [0, 1]). ``warmup_steps=0`` and ``min_length == max_length`` are constant.
-    ``max_distinct`` thins the ladder evenly to at most that many lengths, first and last kept: each distinct length
-    is a graph for ``torch.compile``. ScheduleError for anything impossible.
+    ``warmup_fraction`` (of the steps of the run, in [0, 1], whichever way the end of the run is given). ``warmup_steps=0``
+    and ``min_length == max_length`` are constant. ``max_distinct`` thins the ladder evenly to at most that many lengths, first
+    and last kept: each distinct length is a graph for ``torch.compile``. ScheduleError for anything impossible.
     """
 
     min_length: int
@@ -215,7 +227,13 @@ class _Warmup(_Value):
         elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise ScheduleError(f"warmup_fraction must be a number in [0, 1], got {value!r}")
 
-    def _duration(self, total_steps: int | None, total_tokens: int | None) -> tuple[Unit, int]:
+    is_warmup = True
+
+    @property
+    def is_fraction(self) -> bool:  # type: ignore[override]
+        return self.warmup_fraction is not None
+
+    def _duration(self, total_steps: int | None) -> tuple[Unit, int]:
         if self.warmup_steps is not None:
             return "steps", self.warmup_steps
         if self.warmup_tokens is not None:
@@ -223,8 +241,6 @@ class _Warmup(_Value):
         assert self.warmup_fraction is not None  # exactly one of the three: _check_duration
         if total_steps is not None:
             return "steps", round(self.warmup_fraction * total_steps)
-        if total_tokens is not None:
-            return "tokens", round(self.warmup_fraction * total_tokens)
         raise ScheduleError(
             f"warmup_fraction={self.warmup_fraction} is a fraction of a run whose length is unknown: give total_steps or"
             " total_tokens (or epochs of a store) where the plan is made, or write warmup_steps here"
@@ -266,22 +282,26 @@ class _Warmup(_Value):
             return [(0, self.max_length)]
         return [*changes, (duration, self.max_length)]
 
-    def changes(self, total_steps: int | None = None, total_tokens: int | None = None) -> tuple[Unit, Changes]:
-        unit, duration = self._duration(total_steps, total_tokens)
+    def changes(self, total_steps: int | None = None) -> tuple[Unit, Changes]:
+        unit, duration = self._duration(total_steps)
         return unit, self._climb(duration)
 
     def __call__(self, step: int) -> int:
         step = integer("step", step, at_least=0)
-        unit, duration = self._duration(None, None)
+        unit, duration = self._duration(None)
         if unit == "tokens":
-            raise ScheduleError(
-                f"{self!r} follows tokens, and how many come before step {step} depends on the batch:"
-                " ask SequenceLengthPlan(schedule, batch_size=...).length(step)"
-            )
+            raise _follows_tokens(self, step)
         if step >= duration or self.min_length == self.max_length:
             return self.max_length
         rungs = self._rungs()
         return rungs[bisect_right(rungs, step, lo=1, key=lambda rung: self._first(rung, duration)) - 1]
+
+
+def _follows_tokens(schedule: StepFunction, step: int) -> ScheduleError:
+    return ScheduleError(
+        f"{schedule!r} follows tokens, and how many come before step {step} depends on the batch:"
+        " ask SequenceLengthPlan(schedule, batch_size=...).length(step)"
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -379,7 +399,7 @@ class DoublingSchedule(LinearSchedule):
 
 
 @dataclass(frozen=True, repr=False)
-class CyclicSchedule(_Value):
+class CyclicSchedule(StepFunction):
     """``schedule``, one of the warmups, ``num_cycles`` times in a row; its ``max_length`` after the last.
 
     >>> schedule = CyclicSchedule(LinearSchedule(8, 24, warmup_steps=2), num_cycles=2)
@@ -398,12 +418,18 @@ class CyclicSchedule(_Value):
             )
         object.__setattr__(self, "num_cycles", integer("num_cycles", self.num_cycles, at_least=1))
 
+    is_warmup = True
+
+    @property
+    def is_fraction(self) -> bool:  # type: ignore[override]
+        return self.schedule.is_fraction
+
     @property
     def max_length(self) -> int:
         return self.schedule.max_length
 
-    def changes(self, total_steps: int | None = None, total_tokens: int | None = None) -> tuple[Unit, Changes]:
-        unit, duration = self.schedule._duration(total_steps, total_tokens)
+    def changes(self, total_steps: int | None = None) -> tuple[Unit, Changes]:
+        unit, duration = self.schedule._duration(total_steps)
         *climb, (_, top) = self.schedule._climb(duration)
         if self.num_cycles * len(climb) > _MOST_LENGTHS:
             raise ScheduleError(
@@ -415,5 +441,5 @@ class CyclicSchedule(_Value):
 
     def __call__(self, step: int) -> int:
         step = integer("step", step, at_least=0)
-        unit, duration = self.schedule._duration(None, None)
+        unit, duration = self.schedule._duration(None)
         return self.schedule(step % duration if unit == "steps" and step < self.num_cycles * duration else step)

@@ -1,0 +1,121 @@
+"""Reading: plans of callables, which do not know where they change, step by step as far as they are asked for.
+
+What has been read is kept, so a callable is asked once for each step; threads that ask for one plan wait for each other.
+
+Read next: :mod:`slw_data.plan.plan`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from slw_data.arguments import integer
+from slw_data.errors import ScheduleError
+from slw_data.plan.stages import Layout, Shape, Track
+
+__all__ = ["ReadLayout"]
+
+_ASKED_TWICE = (0, 1, 2, 3, 10, 100)
+
+
+class ReadLayout(Layout):
+    """A layout whose values are asked for: each function is a :class:`Track`, or a callable ``step -> int``.
+
+    ScheduleError for a callable that raises, gives anything but an int >= 1, or answers one question in two ways: ranks and
+    workers ask it independently.
+    """
+
+    def __init__(self, shape: Shape, sources: tuple[Track | Callable[[int], Any], ...], total_steps: int | None) -> None:
+        super().__init__(shape)
+        self._sources, self._read_to, self._lock = sources, 0, threading.RLock()
+        for number, source in enumerate(sources):
+            if not isinstance(source, Track):
+                self._ask_twice(number, total_steps)
+        self.known_to(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            copies = {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
+        return copies | {"_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.RLock()
+
+    def find(self, step: int) -> int:
+        self.known_to(step)
+        return super().find(step)
+
+    def find_tokens(self, tokens: int) -> int:
+        while self._tokens_read() < tokens:
+            self.known_to(self._read_to)
+        return super().find_tokens(tokens)
+
+    def known_to(self, step: int) -> int | None:
+        if step >= self._read_to:
+            with self._lock:
+                self._read(step)
+        return self._read_to
+
+    def sample(self, step: int) -> list[Any]:
+        """What fixes the shape of a step, asked for without reading up to it; of a function of tokens, its repr."""
+        functions = (function for _, function in self.shape.functions)
+        return [
+            self._ask(number, step)
+            if not isinstance(source, Track)
+            else repr(function) if source.unit == "tokens" else Track(source.unit, source.changes).at(step, 0)
+            for number, (source, function) in enumerate(zip(self._sources, functions, strict=True))
+        ]
+
+    def _tokens_read(self) -> int:
+        """Tokens before the first step that has not been read."""
+        with self._lock:
+            length, rows, accumulation = self.shapes[-1]
+            each = length * rows * accumulation * self.shape.world
+            return self.tokens_before[-1] + (self._read_to - self.starts[-1]) * each
+
+    def _read(self, step: int) -> None:
+        """Read up to and including ``step``."""
+        tokens = self._tokens_read() if self.starts else 0
+        last: tuple[int, ...] | None = None
+        each = 0
+        for s in range(self._read_to, step + 1):
+            values = tuple(
+                source.at(s, tokens) if isinstance(source, Track) else self._ask(number, s)
+                for number, source in enumerate(self._sources)
+            )
+            if values != last:
+                self.append(s, *values)
+                length, rows, accumulation = self.shapes[-1]
+                each, last = length * rows * accumulation * self.shape.world, values
+            tokens, self._read_to = tokens + each, s + 1
+
+    def _ask(self, number: int, step: int) -> int:
+        """The value of a callable at ``step``, checked."""
+        name, function = self.shape.functions[number]
+        try:
+            value = self._sources[number](step)  # type: ignore[operator]
+        except Exception as error:
+            what = "the schedule" if number == 0 else name
+            raise ScheduleError(f"{what} raised {type(error).__name__} at step {step}: {error} ({function!r})") from error
+        if type(value) is int and value > 0:
+            return value
+        try:
+            return integer(f"{name} at step {step}", value, at_least=1)
+        except ScheduleError as error:
+            raise ScheduleError(f"{error} ({'schedule: ' if number == 0 else ''}{function!r})") from None
+
+    def _ask_twice(self, number: int, total_steps: int | None) -> None:
+        name, function = self.shape.functions[number]
+        steps = [step for step in _ASKED_TWICE if total_steps is None or step < total_steps]
+        for step, value in [(step, self._ask(number, step)) for step in steps]:
+            if number == 0 and isinstance(self.shape.size, int):
+                self.check_budget(step, value, self.shape.size)
+            again = self._ask(number, step)
+            if again != value:
+                raise ScheduleError(
+                    f"the schedule must be a pure function of the step, but gave {value} and then {again} at step {step}"
+                    f" ({name}: {function!r})"
+                )
