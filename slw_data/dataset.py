@@ -13,7 +13,6 @@ Read next: :mod:`slw_data.loader`, which most people use instead of a ``DataLoad
 from __future__ import annotations
 
 import mmap
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from slw_data.batch.building import Batch
 from slw_data.batch.form import Form
-from slw_data.errors import StateError
+from slw_data.errors import StateError, warn
 from slw_data.order.position import Position
 from slw_data.plan import SequenceLengthPlan
 from slw_data.plan.schedules import Schedule
@@ -173,10 +172,9 @@ class SLWDataset(IterableDataset[Batch]):
             self.run.ranks.check()
             self._read_elsewhere.zero_()
             if self._ended:
-                warnings.warn(
+                warn(
                     "this dataset has been iterated to its end, so iterating it again yields nothing: make it anew, or iterate"
                     " an SLWLoader, whose reset() starts over",
-                    stacklevel=2,
                 )
             return self._iterate(self._at, 0, 1, None)
         self.mark_read_elsewhere()

@@ -13,7 +13,6 @@ any other iterable through untouched. This is the last module on a batch's path.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -26,7 +25,7 @@ from slw_data.batch.chunk import Chunk
 from slw_data.dataset import SLWDataset
 from slw_data.delivery.reading import Direct, Threaded, Workers
 from slw_data.delivery.workers import Messages, check_picklable, worker_options
-from slw_data.errors import StateError
+from slw_data.errors import StateError, warn
 from slw_data.order.position import Position
 
 __all__ = ["SLWLoader"]
@@ -176,7 +175,7 @@ class SLWLoader:
         else:
             text = f"this run is finished ({self.step} steps), so iterating yields nothing: reset() starts over, and"
             text += " epochs=... or total_steps=... of the dataset make a run longer"
-        warnings.warn(text, stacklevel=3)
+        warn(text)
 
     # -- position and state -------------------------------------------------------------------------------------------
 

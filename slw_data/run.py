@@ -8,7 +8,6 @@ Read next: :mod:`slw_data.dataset`, its face for torch.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from slw_data.batch.form import Form
 from slw_data.batch.reading import BlockTokens, Reading, StoreTokens
 from slw_data.batch.stored import StoreBatches
 from slw_data.batch.streamed import StreamBatches
-from slw_data.errors import DataError, ScheduleError, StateError
+from slw_data.errors import DataError, ScheduleError, StateError, warn
 from slw_data.order.documents import DocumentOrder
 from slw_data.order.lanes import open_lanes
 from slw_data.order.position import Position
@@ -236,7 +235,7 @@ def _check_stream(source: DocumentStream, shuffle: Shuffle, ranks: Ranks) -> Non
     if source.passes is not None and ranks.world > 1 and not ranks.sharded:
         raise DataError(f"{source.name} is one-shot, and each rank must read it all: pass a callable or a list")
     if source.not_exact is not None:
-        warnings.warn(f"this run cannot be resumed exactly: {source.not_exact}", stacklevel=4)
+        warn(f"this run cannot be resumed exactly: {source.not_exact}")
     str(source.fingerprint)  # may read some documents: now, and not beside a thread that reads
 
 

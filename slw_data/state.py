@@ -25,14 +25,13 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from slw_data.batch.chunk import Batches
-from slw_data.errors import StateError
+from slw_data.errors import StateError, warn
 from slw_data.order.dealing import Snapshot
 from slw_data.order.position import Position
 from slw_data.plan import SequenceLengthPlan
@@ -176,7 +175,7 @@ def _check_fingerprints(identity: Identity, state: Mapping[str, Any], at: Positi
             f"the state is of another run: {listed}.{hint} Build the dataset as it was when the state was saved; or, where"
             " this run has as many rows and tokens before that step, pass strict=False to go on at the same token of it"
         )
-    warnings.warn(f"going on with the state of another run, as strict=False asks: {listed}", stacklevel=4)
+    warn(f"going on with the state of another run, as strict=False asks: {listed}")
 
 
 def _hint(state: Mapping[str, Any], differing: Sequence[str]) -> str:

@@ -86,6 +86,10 @@ def launch(script: str, world: int, folder: Path, *, timeout: float = 240, **opt
     return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(world)]
 
 
+# How warnings begin of plans that are as short as those of tests.
+SHORT_RUNS = "this run ends before its warmup does|more than half of this run's steps are tiny"
+
+
 def main(function: Callable[..., Any]) -> None:
     """In a script: call ``function`` with the options, and write what it returns."""
     result = function(**json.loads(sys.argv[1]))

@@ -182,7 +182,7 @@ def test_B098_other_rows_go_on_at_the_same_token(source):
     take(saved, 10)
     state = saved.state_dict()
     wider = loader_of(source, batch_size=8)
-    refused(lambda: loaded(wider, state), "past: saved '4..4 tokens in 10 steps, 4 global rows", "8 global rows", error=StateError)
+    refused(lambda: loaded(wider, state), "past: saved", "4 global rows", "8 global rows", error=StateError)
     with pytest.warns(UserWarning, match="state of another run"):
         refused(lambda: loaded(wider, state, strict=False), "rows must be", "has 40", error=StateError)
     assert wider.step == 0

@@ -174,7 +174,7 @@ def test_a_config_has_the_same_names_and_the_command_line_wins(capsys, tmp_path,
     text = json.dumps(values) if name.endswith("json") else "\n".join(f"{k}: {json.dumps(v)}" for k, v in values.items())
     path = write(tmp_path / name, text)
     assert run(capsys, "plan", "--config", path) == (0, TABLE, "")
-    assert lengths_of(planned(capsys, "--config", path, "--total-steps", 3)) == [8, 8, 16]
+    assert lengths_of(planned(capsys, "--config", path, "--total-steps", 7)) == [8, 8, 16, 16, 24, 24, 32]
     # each of these replaces another way to say the same
     plain = planned(capsys, "--config", path, "--warmup-fraction", 1, "--tokens-per-batch", 64, "--total-tokens", 256)
     assert plain["batch_size"] is None and plain["total_tokens"] <= 256 and "warmup_fraction=1.0" in plain["schedule"]

@@ -64,7 +64,7 @@ def found(tmp_path_factory):
     later = [
         resumed1, ["resume_from", {"folder": "cut1"}], ["resume_from", {"folder": "cut1", "content": '{"step": 1'}],
         ["resume_from", {"folder": "cut1", "content": '{"step": 9}'}],
-        ["resume_from", {"folder": "cut1", "edit": {"plan": "x"}}],
+        ["resume_from", {"folder": "cut1", "edit": {"past": "x"}}],
     ]  # fmt: skip
     both = [
         ["too_early", {}], *first, ["run", {"folder": "whole2", "accum": 3}], cut2, ["sharded", {"folder": "sharded"}],
@@ -218,7 +218,7 @@ def test_a_checkpoint_without_the_state_of_its_data_or_with_another_is_refused(f
     assert "checkpoint-10 has no slw_data.json" in missing and 'write {"step": 10} into that file' in missing
     assert "slw_data.json is damaged" in damaged and "another checkpoint" in damaged
     assert "the state is of step 9" in of_step_9 and "expected_step=10" in of_step_9
-    assert "plan: saved 'x'" in of_another
+    assert "past: saved 'x'" in of_another
 
 
 def test_sharded_ranks_keep_states_of_their_own_and_take_no_others(found):

@@ -2,9 +2,10 @@
 
 import warnings
 
+import numpy as np
 import pytest
 
-from slw_data import ConstantSchedule, CyclicSchedule, LinearSchedule, SequenceLengthPlan, StagedSchedule
+from slw_data import ConstantSchedule, CyclicSchedule, LinearSchedule, SequenceLengthPlan, SLWDataset, StagedSchedule
 
 
 def warned(make):
@@ -17,10 +18,10 @@ def warned(make):
 LINEAR = LinearSchedule(8, 1024, warmup_steps=300)
 
 
-@pytest.mark.parametrize("end", [{"total_steps": 100}, {"total_tokens": 270_000}])
+@pytest.mark.parametrize("end", [{"total_steps": 100}, {"total_tokens": 274_688}])
 def test_a_run_that_ends_before_its_warmup_is_warned_of_once_with_both_steps(end):
     [text] = warned(lambda: SequenceLengthPlan(LINEAR, batch_size=16, **end))
-    assert text.startswith("this run ends before its warmup does: it has 100 steps of up to 34")
+    assert text.startswith("this run ends before its warmup does: it has 100 steps of up to 336 tokens")  # 8 + 1016 * 99 / 300
     assert "full length, 1,024, would come at step 300" in text and "warmup_fraction" in text
 
 
@@ -28,6 +29,13 @@ def test_the_warning_is_of_the_line_that_makes_the_plan():
     with pytest.warns(UserWarning) as caught:
         SequenceLengthPlan(LINEAR, batch_size=16, total_steps=100)
     assert caught[0].filename == __file__
+
+
+def test_a_dataset_whose_data_ends_before_is_warned_of_at_its_own_line():
+    for wanted in (LINEAR, SequenceLengthPlan(LINEAR, batch_size=16)):
+        with pytest.warns(UserWarning, match="ends before its warmup") as caught:
+            SLWDataset(np.arange(270_000), wanted, **({"batch_size": 16} if wanted is LINEAR else {}))
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_tiny_steps_are_warned_of_with_the_figure():
@@ -39,7 +47,7 @@ def test_tiny_steps_are_warned_of_with_the_figure():
 
 
 QUIET = {
-    "the warmup ends with the last step": (LINEAR, {"total_steps": 301}),
+    "the warmup ends with the run": (LINEAR, {"total_steps": 300}),
     "no end": (LINEAR, {}),
     "no warmup": (ConstantSchedule(64), {"total_steps": 3}),
     "half is tiny": (StagedSchedule([8, 1024], [50]), {"total_steps": 100}),

@@ -48,7 +48,7 @@ SURFACE = {
     ),
     "SineSchedule": f"{WARMUP})",
     "Stage": "(start, stop, length, rows, grad_accum_steps, rows_before, tokens_before)",
-    "StagedSchedule": "(lengths, boundaries)",
+    "StagedSchedule": "(lengths, boundaries, *, unit='steps')",
     "StateError": "ValueError",
     "TokenStore": "protocol: __len__ documents dtype fingerprint gather name read",
     "check_ranks_agree": "(loader, group=None)",
@@ -126,7 +126,7 @@ def test_the_fixed_methods_and_properties_are_the_frozen_ones():
     found = {}
     for path in MEMBERS:
         owner, member = path.split(".")
-        found[path] = described(vars(getattr(slw_data, owner)).get(member, lambda: "is missing"))
+        found[path] = described(inspect.getattr_static(getattr(slw_data, owner), member, lambda: "is missing"))
     assert found == MEMBERS
 
 

@@ -1,12 +1,16 @@
 """When: the length, rows and accumulation of every optimizer step.
 
-    schedules   step -> length
-    plan        a schedule and a batch shape together, as a short list of stages
-    report, plotting    the stages as a table and as a picture
+    schedules          step -> length, or rows
+    stages             steps of one shape, each with all that came before it
+    reading, layout    step functions, joined to stages
+    timeline, plan     what is known of every step; made of a schedule and a batch shape
+    advice, report, plotting    warnings, and the stages as a table and as a picture
 
 Read :mod:`slw_data.plan.schedules` first; :mod:`slw_data.order` comes next: where a row's tokens lie.
 """
 
-from slw_data.plan.plan import Cost, SequenceLengthPlan, Stage
+from slw_data.plan.plan import SequenceLengthPlan
+from slw_data.plan.report import Cost
+from slw_data.plan.stages import Stage
 
 __all__ = ["Cost", "SequenceLengthPlan", "Stage"]

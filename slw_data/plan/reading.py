@@ -2,7 +2,7 @@
 
 What has been read is kept, so a callable is asked once for each step; threads that ask for one plan wait for each other.
 
-Read next: :mod:`slw_data.plan.plan`.
+Read next: :mod:`slw_data.plan.layout`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from slw_data.plan.stages import Layout, Shape, Track
 __all__ = ["ReadLayout"]
 
 _ASKED_TWICE = (0, 1, 2, 3, 10, 100)
+_SAMPLED = (*range(256), *(1 << k for k in range(8, 41)))  # dense at first, then doubling: callables are told apart here
 
 
 class ReadLayout(Layout):
@@ -59,15 +60,32 @@ class ReadLayout(Layout):
                 self._read(step)
         return self._read_to
 
-    def sample(self, step: int) -> list[Any]:
-        """What fixes the shape of a step, asked for without reading up to it; of a function of tokens, its repr."""
-        functions = (function for _, function in self.shape.functions)
-        return [
+    def samples(self) -> list[tuple[int, int, Any]]:
+        """``(step, length, tokens of a step)`` at some steps, beyond the end of the run too, as far as callables are defined.
+        Where a function counts tokens, which are not known without reading all before, there is what it looks like."""
+        samples = []
+        for step in _SAMPLED:
+            try:
+                samples.append((step, *self._sample(step)))
+            except ScheduleError:
+                if step == 0:
+                    raise
+                break
+        return samples
+
+    def _sample(self, step: int) -> tuple[int, Any]:
+        values = [
             self._ask(number, step)
             if not isinstance(source, Track)
-            else repr(function) if source.unit == "tokens" else Track(source.unit, source.changes).at(step, 0)
-            for number, (source, function) in enumerate(zip(self._sources, functions, strict=True))
+            else Track(source.unit, source.changes).at(step, 0)
+            for number, source in enumerate(self._sources)
         ]
+        by_tokens = [repr(source.changes) for source in self._sources if isinstance(source, Track) and source.unit == "tokens"]
+        length, size, accumulation = values
+        rows = size // length if self.shape.budget else size
+        if by_tokens:
+            return length, (rows, accumulation * self.shape.world, by_tokens)
+        return length, length * rows * accumulation * self.shape.world
 
     def _tokens_read(self) -> int:
         """Tokens before the first step that has not been read."""

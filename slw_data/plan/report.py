@@ -1,4 +1,4 @@
-"""Reports: the stages of a plan as a table, for terminals and for notebooks.
+"""Reports: what a plan costs, and its stages as a table, for terminals and for notebooks.
 
 A line of the table is ``(step, length, rows, tokens per step, tokens before)``, all ints. Of more than 21 lines the first
 and the last ten are shown, so that the table of a long warmup still fits on a screen.
@@ -9,8 +9,13 @@ Read next: :mod:`slw_data.plan.plotting`, the same stages as a picture.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["html_table", "text_table"]
+from slw_data.arguments import integer
+from slw_data.errors import ScheduleError
+from slw_data.plan.timeline import Timeline
+
+__all__ = ["Cost", "cost_of", "html_table", "lines", "summary", "text_table"]
 
 HEADINGS = ("step", "length", "rows", "tokens/step", "tokens before")
 WIDTHS = (12, 8, 8, 14, 18)
@@ -18,6 +23,45 @@ SHOWN = 21
 ENDS = 10
 
 Line = tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Training FLOPs of a plan: ``stages[i]`` belongs to ``plan.stages[i]``, ``full_length`` is as many tokens at max."""
+
+    stages: tuple[int, ...]
+    total: int
+    full_length: int
+
+    @property
+    def saving(self) -> float:
+        """The share of the full-length FLOPs that the plan does not spend, in [0, 1)."""
+        return 1 - self.total / self.full_length if self.full_length else 0.0
+
+
+def cost_of(plan: Timeline, *, num_params: int, num_layers: int, hidden_size: int) -> Cost:
+    """See :meth:`slw_data.SequenceLengthPlan.cost`."""
+    n = integer("num_params", num_params, at_least=1)
+    attention = 12 * integer("num_layers", num_layers, at_least=1) * integer("hidden_size", hidden_size, at_least=1)
+    if plan.total_steps is None:
+        raise ScheduleError("cost is of a whole run, and this one is endless: give total_steps or total_tokens")
+    tokens = [(s.stop - s.start) * plan.tokens(s.start) for s in plan.stages]  # type: ignore[operator]
+    flops = tuple(t * (6 * n + attention * s.length) for t, s in zip(tokens, plan.stages, strict=True))
+    full = sum(tokens) * (6 * n + attention * max((s.length for s in plan.stages), default=0))
+    return Cost(stages=flops, total=sum(flops), full_length=full)
+
+
+def lines(plan: Timeline) -> list[Line]:
+    """A line of the table for each stage."""
+    return [(s.start, s.length, s.rows, plan.tokens(s.start), s.tokens_before) for s in plan.stages]
+
+
+def summary(plan: Timeline) -> str:
+    """The whole run in a line."""
+    steps = plan.total_steps
+    end = "endless" if steps is None else f"{steps:,} steps, {plan.tokens_before(steps):,} tokens"
+    rows, length = plan.largest_batch()
+    return f"{end}; {len(plan.lengths)} lengths; largest batch {rows:,} x {length:,}"
 
 
 def text_table(lines: Sequence[Line], summary: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from slw_data.errors import ScheduleError
 
-__all__ = ["Layout", "Shape", "Stage", "laid_out"]
+__all__ = ["Layout", "Past", "Shape", "Stage", "Track"]
 
 
 class Stage(NamedTuple):
@@ -160,16 +160,3 @@ class Track:
             return None
         at = self.changes[self.number + 1][0]
         return at if self.unit == "steps" else step - (tokens - at) // each
-
-
-def laid_out(shape: Shape, tracks: Sequence[Track], tokens_end: int | None = None) -> Layout:
-    """All stages of functions that know their changes; with ``tokens_end`` only those that begin before so many tokens."""
-    layout, step, tokens = Layout(shape), 0, 0
-    while True:
-        layout.append(step, *(track.at(step, tokens) for track in tracks))
-        length, rows, accumulation = layout.shapes[-1]
-        each = length * rows * accumulation * shape.world
-        following = [at for track in tracks if (at := track.next(step, tokens, each)) is not None]
-        if not following or (tokens_end is not None and tokens >= tokens_end):
-            return layout
-        step, tokens = min(following), tokens + (min(following) - step) * each

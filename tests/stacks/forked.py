@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from stack import SHORT_RUNS
+
 FORK = multiprocessing.get_context("fork")
 
 
@@ -44,6 +46,7 @@ def _rank(do: Callable[..., Any], jobs: list[Any], rank: int, world: int, port: 
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
+                warnings.filterwarnings("ignore", SHORT_RUNS)
                 results.append(do(name, options))
         except Exception as error:
             results.append(f"{type(error).__name__}: {error}")

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
-from stack import LONG, ROWS, SHORT, TOKENS, VOCAB, WARMUP, main
+from stack import LONG, ROWS, SHORT, SHORT_RUNS, TOKENS, VOCAB, WARMUP, main
 from torch.nn import functional as F
 
 from slw_data import LinearSchedule, SLWDataset, SLWLoader
@@ -124,6 +124,7 @@ def act(name, **options):
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", SHORT_RUNS)
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # workers, from Python 3.12
     warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # of torch, as Lightning 2.6 uses it
     warnings.filterwarnings("ignore", ".*`__len__` could be inaccurate", UserWarning)  # Lightning's guess; the tests count

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from stack import LONG, ROWS, SHORT, TOKENS, VOCAB, WARMUP, main
+from stack import LONG, ROWS, SHORT, SHORT_RUNS, TOKENS, VOCAB, WARMUP, main
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -239,6 +239,7 @@ def go_on(at):
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", SHORT_RUNS)
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # workers, from Python 3.12
     warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # DCP in one process
     sys.argv[2] = sys.argv[2].format(**os.environ)  # torchrun gives every rank the same arguments

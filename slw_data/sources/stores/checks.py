@@ -5,14 +5,13 @@ milliseconds; each later token is checked where batches are made.
 Read :mod:`slw_data.sources.stores.opening` next, which calls these.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from slw_data.arguments import as_integer
-from slw_data.errors import DataError
+from slw_data.errors import DataError, warn
 from slw_data.sources.stores.fingerprints import dtype_text
 from slw_data.sources.stores.protocol import Offsets, Tokens, TokenStore
 
@@ -90,11 +89,10 @@ def _fits(block: Tokens, limit: int) -> bool:
 def warn_if_too_narrow(store: TokenStore) -> None:
     """Warn if a headerless file looks like items of twice the size: their upper halves are mostly zero."""
     if (wider := _wider(store.read(0, min(len(store), END_TOKENS)))) is not None:
-        warnings.warn(
+        warn(
             f"{store.name} read as {store.dtype} has zeros at every other position, as {wider} would: "
             f"if it was written so, give dtype={wider!r}; give vocab_size to have ids checked",
             RuntimeWarning,
-            stacklevel=3,
         )
 
 

@@ -17,7 +17,6 @@ import itertools
 import mmap
 import os
 import stat
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from slw_data.errors import DataError
+from slw_data.errors import DataError, warn
 from slw_data.sources.stores.fingerprints import PLACES, fingerprint
 from slw_data.sources.stores.protocol import Tokens
 
@@ -75,7 +74,7 @@ class MappedFile:
         if status.st_mtime_ns != self._mtime_ns and not self._warned:
             self._warned = True
             message = f"{self._file.path} was modified while it was open: batches may hold old and new tokens"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            warn(message, RuntimeWarning)
         return self._tokens
 
     def _check_mark(self, descriptor: int, status: os.stat_result) -> None:

@@ -6,7 +6,6 @@ resumes at another row, the checksum tells, and the rows are counted from the st
 """
 
 import copy
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import get_worker_info
 
-from slw_data.errors import DataError, StateError
+from slw_data.errors import DataError, StateError, warn
 from slw_data.sources.streams.blocks import Draft, joined, sealed
 from slw_data.sources.streams.documents import TokenDocuments, check_not_negative, signed_64
 from slw_data.sources.streams.items import item_number, saved_fields
@@ -104,10 +103,9 @@ class HuggingFaceStream:
         except (LookupError, TypeError, SystemError):  # what datasets does with a state that does not fit
             head = None
         if head is None or head.position["check"] != check:
-            warnings.warn(
+            warn(
                 f"{self.name} does not resume at the row where its state was taken (some versions of datasets "
                 f"do not, after a map); reading {rows} rows again from the start of the pass",
-                stacklevel=2,
             )
             drafts = (draft for draft in self._read(epoch) if draft.first >= rows)
             head = next(drafts, None)

@@ -7,7 +7,6 @@ next item. Every reader sees the whole source: the torch worker is hidden from i
 
 import copy
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils import worker as torch_worker
 
-from slw_data.errors import DataError, StateError
+from slw_data.errors import DataError, StateError, warn
 from slw_data.sources.streams.blocks import Entry
 from slw_data.sources.streams.documents import digest
 from slw_data.sources.streams.items import ItemStream, check_block, item_number, saved_fields, set_epoch
@@ -166,7 +165,7 @@ class StatefulStream(IterableStream):
         try:
             return (plain(self.source.state_dict(), self.name),)
         except StateError as error:
-            warnings.warn(f"{error}. Items are counted and skipped on resuming instead, which is slow", stacklevel=2)
+            warn(f"{error}. Items are counted and skipped on resuming instead, which is slow")
             return None
 
     def _first(self, position: Any) -> int:

@@ -7,7 +7,6 @@ The parts are in reading order: ``protocol``, ``documents``, ``marks``, ``blocks
 import inspect
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from slw_data.arguments import items
-from slw_data.errors import DataError
+from slw_data.errors import DataError, warn
 from slw_data.sources.stores.arrow import refuse_transform
 from slw_data.sources.streams.documents import TokenDocuments
 from slw_data.sources.streams.huggingface import HuggingFaceStream
@@ -216,9 +215,8 @@ def _gives_its_state(x: Any, name: str) -> bool:
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
     if needed:
-        warnings.warn(
+        warn(
             f"the state_dict of {name} takes arguments ({', '.join(needed)}) that only its own loader knows, so it is not "
             "used. Items are counted and skipped on resuming instead, which is slow",
-            stacklevel=4,
         )
     return not needed
