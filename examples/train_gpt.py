@@ -68,7 +68,7 @@ class Size:
 
 
 FULL = Size(3, 96, 3, 1024, 600_000, rows=(1, 2, 4), rates=(2e-3, 4e-3), evaluations=24, held_out_rows=48)
-QUICK = Size(2, 64, 2, 1024, 120_000, rows=(1, 2, 4), rates=(2e-3, 4e-3), evaluations=16, held_out_rows=16)
+QUICK = Size(2, 64, 2, 512, 140_000, rows=(1, 2, 4), rates=(2e-3, 4e-3), evaluations=16, held_out_rows=24)
 
 
 @dataclass(frozen=True)
@@ -235,13 +235,13 @@ def sentence(table: Table) -> str:
     """The result, in means over the seeds."""
     clauses = []
     for arm, loss in zip(OURS, ("the baseline's final loss", "it"), strict=True):
-        time, data = table[arm]["time"], table[arm]["data"]
-        if None in time:
-            seeds = f" with {time.count(None)} of {len(time)} seeds" if len(time) > 1 else ""
+        times, data = table[arm]["time"], table[arm]["data"]
+        if None in times:
+            seeds = f" with {times.count(None)} of {len(times)} seeds" if len(times) > 1 else ""
             clauses.append(f"{arm} did not reach {loss}{seeds}")
         else:
-            gain = "" if np.mean(time) < 1 else ", no gain in time"
-            clauses.append(f"{arm} reached {loss} in {np.mean(time):.2f} of its time and {np.mean(data):.2f} of its data{gain}")
+            shares = f"{np.mean(times):.2f} of its time and {np.mean(data):.2f} of its data"
+            clauses.append(f"{arm} reached {loss} in {shares}{'' if np.mean(times) < 1 else ', no gain in time'}")
     return ", and ".join(clauses).capitalize() + "."
 
 
@@ -280,11 +280,12 @@ def print_finals(runs: list[Run], table: Table) -> None:
         shape = run.job.rows, f"{run.job.rate:g}", spread(figures["loss"], 3)
         print(line(arm, *shape, *counts, spread(figures["seconds"], 0), *ratios))
     print()
+    if len(runs) == len(ARMS):
+        print("of one seed: --seeds 3, or another --seed, tells what is chance")
+        return
     for mine in OURS:
         others = (f"{verdict(table[mine]['time'], table[arm]['time'])} {arm!r}" for arm in ARMS if arm != mine)
         print(f"{mine!r} is", ", ".join(others))
-    if len(runs) == len(ARMS):
-        print("of one seed each: --seeds 3, or another --seed, tells what is chance")
 
 
 def spread(values: list[float | None], digits: int) -> str:
@@ -324,12 +325,12 @@ def draw(path: Path, size: Size, runs: list[Run]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller model, fewer tokens: two minutes of one core")
+    parser.add_argument("--quick", action="store_true", help="less of everything: two minutes of one core")
     parser.add_argument("--out", type=Path, default=Path("train_gpt_out"), help="for what is written (default: train_gpt_out)")
     parser.add_argument("--seeds", type=positive, default=1, help="repeat the final runs with so many seeds (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="the first of these (default: 0); the sweep takes the next")
     parser.add_argument("--processes", type=positive, default=os.cpu_count(), help="runs at a time (default: one a core)")
-    parser.add_argument("--tokens", type=positive, help="that a run trains on (default: 600,000; with --quick 120,000)")
+    parser.add_argument("--tokens", type=positive, help="that a run trains on (default: 600,000; with --quick 140,000)")
     parser.add_argument("--max-tokens", type=positive, help="a smaller corpus (default: the whole standard library)")
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
