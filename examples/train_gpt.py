@@ -128,18 +128,24 @@ def plan_of(job: Job, size: Size) -> SequenceLengthPlan:
 
 def steps_of(job: Job, size: Size, path: Path) -> Steps:
     """What to train on in each step of the plan."""
-
-    def read(plan: SequenceLengthPlan) -> Iterable[Batch]:
-        tokens = open_tokens(path, dtype="uint16")
-        dataset = SLWDataset(tokens, plan, shuffle=True, seed=job.seed, num_lanes=LANES, labels="shifted")
-        return SLWLoader(dataset, prefetch=0)
-
     plan, full = plan_of(job, size), partial(SequenceLengthPlan, ConstantSchedule(size.length))
+    shuffled = partial(read, path, seed=job.seed, shuffle=True, num_lanes=LANES)
     if job.arm == TRUNCATE:
-        return truncated(plan, read(full(batch_size=job.rows, total_steps=plan.total_steps)))
+        return truncated(plan, shuffled(full(batch_size=job.rows, total_steps=plan.total_steps)))
     if job.arm == CONTROL:
-        return in_full_rows(plan, size.length, read(full(batch_size=1, total_tokens=plan.total_tokens)))
-    return ((batch, batch["input_ids"].numel()) for batch in read(plan))
+        return in_full_rows(plan, size.length, shuffled(full(batch_size=1, total_tokens=plan.total_tokens)))
+    return whole(shuffled(plan))
+
+
+def read(path: Path, plan: SequenceLengthPlan, **order: Any) -> Iterable[Batch]:
+    """The batches of a plan, in an order: ``seed``, ``shuffle``, ``num_lanes``."""
+    dataset = SLWDataset(open_tokens(path, dtype="uint16"), plan, labels="shifted", **order)
+    return SLWLoader(dataset, prefetch=0)
+
+
+def whole(batches: Iterable[Batch]) -> Steps:
+    """Batches that are trained on as they were read."""
+    return ((batch, batch["input_ids"].numel()) for batch in batches)
 
 
 def truncated(plan: SequenceLengthPlan, batches: Iterable[Batch]) -> Steps:
@@ -161,12 +167,12 @@ def in_full_rows(plan: SequenceLengthPlan, length: int, rows: Iterable[Batch]) -
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
-def train(job: Job, size: Size, path: Path) -> Run:
-    """Make one run, with a progress bar."""
+def train(job: Job, size: Size, path: Path, batches: Steps | None = None) -> Run:
+    """Make one run, with a progress bar; on other batches of the same plan, if they are given."""
     torch.manual_seed(job.seed)
     model = GPT(VOCAB_SIZE, layers=size.layers, width=size.width, heads=size.heads, max_length=size.length)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, foreach=True)
-    plan, batches = plan_of(job, size), steps_of(job, size, path)
+    plan, batches = plan_of(job, size), batches or steps_of(job, size, path)
     held_out = held_out_rows(path, size.held_out_rows, size.length)
     decay = token_lr(plan, lambda tokens: max(0.1, 1 - tokens / job.tokens))
     updates, trained, read, seconds, curve = 0, 0, 0, 0.0, []
