@@ -5,7 +5,8 @@ The text is the source of Python's own standard library, a token for each byte; 
     truncate           rows of full length are read and cut to the current length; the rest of each is thrown away
     constant rows      slw_data with batch_size: the rows of every step are as many, and grow
     constant tokens    slw_data with tokens_per_batch: many short rows at first, few long ones later
-    batch size warmup  the control: the tokens of every step are as many as with constant rows, in rows of full length
+    batch size warmup  the control: the tokens of every step are as many as with constant rows, in rows of full length, so
+                       at least one row: with one row it is nearly the baseline
 
     python examples/train_gpt.py --quick
     python examples/train_gpt.py --seeds 3
