@@ -48,7 +48,6 @@ from slw_data.training import token_lr
 BASELINE, TRUNCATE, CONTROL = "full length", "truncate", "batch size warmup"
 OURS = "constant rows", "constant tokens"
 ARMS = BASELINE, TRUNCATE, *OURS, CONTROL
-LANES = 1024  # temporary: as many as the default is about to be
 WARMING = 20  # optimizer steps in which the learning rate grows
 
 
@@ -130,7 +129,7 @@ def plan_of(job: Job, size: Size) -> SequenceLengthPlan:
 def steps_of(job: Job, size: Size, path: Path) -> Steps:
     """What to train on in each step of the plan."""
     plan, full = plan_of(job, size), partial(SequenceLengthPlan, ConstantSchedule(size.length))
-    shuffled = partial(read, path, seed=job.seed, shuffle=True, num_lanes=LANES)
+    shuffled = partial(read, path, seed=job.seed, shuffle=True)
     if job.arm == TRUNCATE:
         return truncated(plan, shuffled(full(batch_size=job.rows, total_steps=plan.total_steps)))
     if job.arm == CONTROL:
