@@ -5,7 +5,8 @@ The text is the source of Python's own standard library, a token for each byte; 
     truncate           rows of full length are read and cut to the current length; the rest of each is thrown away
     constant rows      slw_data with batch_size: the rows of every step are as many, and grow
     constant tokens    slw_data with tokens_per_batch: many short rows at first, few long ones later
-    batch size warmup  the control: the tokens of every step are as many as with constant rows, in rows of full length
+    batch size warmup  the control: the tokens of every step are as many as with constant rows, in rows of full length, so
+                       at least one row: with one row it is nearly the baseline
 
     python examples/train_gpt.py --quick
     python examples/train_gpt.py --seeds 3
@@ -47,28 +48,27 @@ from slw_data.training import token_lr
 BASELINE, TRUNCATE, CONTROL = "full length", "truncate", "batch size warmup"
 OURS = "constant rows", "constant tokens"
 ARMS = BASELINE, TRUNCATE, *OURS, CONTROL
-LANES = 256  # readers that rows are dealt to in every run, so that short rows come from many documents too
 WARMING = 20  # optimizer steps in which the learning rate grows
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of the experiment: the model, the tokens that a run trains on, and what is tried in the sweep."""
+    """Of the experiment: the model, the tokens that a run trains on, and what is tried in the sweep. Runs of the sweep are as
+    long as the final ones: shorter ones have few steps, and choose one row wherever that gives more of them."""
 
     layers: int
     width: int
     heads: int
     length: int  # of the longest rows, and of those that are evaluated on
-    tokens: int  # of a final run
-    fewer: int  # times as few are those of a run of the sweep
+    tokens: int  # of a run
     rows: tuple[int, ...]
     rates: tuple[float, ...]
     evaluations: int  # of a final run, at equal distances in tokens
     held_out_rows: int
 
 
-FULL = Size(3, 96, 3, 1024, 600_000, 1, rows=(1, 2, 4), rates=(2e-3, 4e-3), evaluations=24, held_out_rows=48)
-QUICK = Size(2, 64, 2, 512, 300_000, 3, rows=(1, 2), rates=(2e-3, 4e-3), evaluations=16, held_out_rows=24)
+FULL = Size(3, 96, 3, 1024, 600_000, rows=(1, 2, 4), rates=(2e-3, 4e-3), evaluations=24, held_out_rows=48)
+QUICK = Size(2, 64, 2, 512, 140_000, rows=(1, 2, 4), rates=(2e-3, 4e-3), evaluations=16, held_out_rows=24)
 
 
 @dataclass(frozen=True)
@@ -128,18 +128,24 @@ def plan_of(job: Job, size: Size) -> SequenceLengthPlan:
 
 def steps_of(job: Job, size: Size, path: Path) -> Steps:
     """What to train on in each step of the plan."""
-
-    def read(plan: SequenceLengthPlan) -> Iterable[Batch]:
-        tokens = open_tokens(path, dtype="uint16")
-        dataset = SLWDataset(tokens, plan, shuffle=True, seed=job.seed, num_lanes=LANES, labels="shifted")
-        return SLWLoader(dataset, prefetch=0)
-
     plan, full = plan_of(job, size), partial(SequenceLengthPlan, ConstantSchedule(size.length))
+    shuffled = partial(read, path, seed=job.seed, shuffle=True)
     if job.arm == TRUNCATE:
-        return truncated(plan, read(full(batch_size=job.rows, total_steps=plan.total_steps)))
+        return truncated(plan, shuffled(full(batch_size=job.rows, total_steps=plan.total_steps)))
     if job.arm == CONTROL:
-        return in_full_rows(plan, size.length, read(full(batch_size=1, total_tokens=plan.total_tokens)))
-    return ((batch, batch["input_ids"].numel()) for batch in read(plan))
+        return in_full_rows(plan, size.length, shuffled(full(batch_size=1, total_tokens=plan.total_tokens)))
+    return whole(shuffled(plan))
+
+
+def read(path: Path, plan: SequenceLengthPlan, **order: Any) -> Iterable[Batch]:
+    """The batches of a plan, in an order: ``seed``, ``shuffle``, ``num_lanes``."""
+    dataset = SLWDataset(open_tokens(path, dtype="uint16"), plan, labels="shifted", **order)
+    return SLWLoader(dataset, prefetch=0)
+
+
+def whole(batches: Iterable[Batch]) -> Steps:
+    """Batches that are trained on as they were read."""
+    return ((batch, batch["input_ids"].numel()) for batch in batches)
 
 
 def truncated(plan: SequenceLengthPlan, batches: Iterable[Batch]) -> Steps:
@@ -161,12 +167,12 @@ def in_full_rows(plan: SequenceLengthPlan, length: int, rows: Iterable[Batch]) -
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
-def train(job: Job, size: Size, path: Path) -> Run:
-    """Make one run, with a progress bar."""
+def train(job: Job, size: Size, path: Path, batches: Steps | None = None) -> Run:
+    """Make one run, with a progress bar; on other batches of the same plan, if they are given."""
     torch.manual_seed(job.seed)
     model = GPT(VOCAB_SIZE, layers=size.layers, width=size.width, heads=size.heads, max_length=size.length)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, foreach=True)
-    plan, batches = plan_of(job, size), steps_of(job, size, path)
+    plan, batches = plan_of(job, size), batches or steps_of(job, size, path)
     held_out = held_out_rows(path, size.held_out_rows, size.length)
     decay = token_lr(plan, lambda tokens: max(0.1, 1 - tokens / job.tokens))
     updates, trained, read, seconds, curve = 0, 0, 0, 0.0, []
@@ -214,15 +220,15 @@ def workers(processes: int) -> Any:
 
 
 def sweep(size: Size, seed: int) -> list[Job]:
-    """Each arm with all rows and learning rates. In short runs the best for a long one may be missed."""
+    """Each arm with all rows and learning rates, for as many tokens as in the final runs."""
     shapes = product(ARMS, size.rows, size.rates)
-    return [Job(*shape, seed, tokens=size.tokens // size.fewer, evaluations=1) for shape in shapes]
+    return [Job(*shape, seed, tokens=size.tokens, evaluations=1) for shape in shapes]
 
 
-def finals(size: Size, tried: list[Run], seeds: int) -> list[Job]:
+def finals(size: Size, tried: list[Run], seeds: Iterable[int]) -> list[Job]:
     """Each arm at its best, for each seed. The arms take turns, so that a slow minute of the machine hits all of them."""
     best = [min((run for run in tried if run.job.arm == arm), key=lambda run: run.curve[-1].loss).job for arm in ARMS]
-    pairs = product(range(seeds), best)
+    pairs = product(seeds, best)
     return [replace(job, seed=seed, tokens=size.tokens, evaluations=size.evaluations) for seed, job in pairs]
 
 
@@ -231,9 +237,23 @@ def finals(size: Size, tried: list[Run], seeds: int) -> list[Job]:
 Table = dict[str, dict[str, list["float | None"]]]
 
 
+def sentence(table: Table) -> str:
+    """The result, in means over the seeds."""
+    clauses = []
+    for arm, loss in zip(OURS, ("the baseline's final loss", "it"), strict=True):
+        times, data = table[arm]["time"], table[arm]["data"]
+        if None in times:
+            seeds = f" with {times.count(None)} of {len(times)} seeds" if len(times) > 1 else ""
+            clauses.append(f"{arm} did not reach {loss}{seeds}")
+        else:
+            shares = f"{np.mean(times):.2f} of its time and {np.mean(data):.2f} of its data"
+            clauses.append(f"{arm} reached {loss} in {shares}{'' if np.mean(times) < 1 else ', no gain in time'}")
+    return ", and ".join(clauses).capitalize() + "."
+
+
 def print_sweep(size: Size, tried: list[Run]) -> None:
     shapes = list(product(size.rows, size.rates))
-    print(f"\nheld-out loss after {size.tokens // size.fewer:,} tokens, by rows x learning rate (* the best)\n")
+    print(f"\nheld-out loss after {size.tokens:,} tokens, by rows x learning rate (* the best)\n")
     print(" " * 18 + "".join(f"{f'{rows} x {rate:g}':>10} " for rows, rate in shapes))
     for arm in ARMS:
         losses = [run.curve[-1].loss for run in tried if run.job.arm == arm]
@@ -257,7 +277,7 @@ def by_arm(runs: list[Run]) -> Table:
 def print_finals(runs: list[Run], table: Table) -> None:
     """The mean of each figure, and half the distance from its smallest to its largest; times that overlap are a tie."""
     line = "{:<18}{:>5}{:>7}{:>15}{:>11}{:>12}{:>13}{:>12}{:>14}{:>14}".format
-    print(f"\ntime and data: until the final loss of {BASELINE!r} is reached, as a ratio to what that takes itself\n")
+    print(f"\ntime and data: until the final loss of the baseline, {BASELINE!r}, as a ratio to what that takes itself\n")
     print(line("", "rows", "rate", "final loss", "read", "trained on", "thrown away", "seconds", "time", "data read"))
     for run, (arm, figures) in zip(runs, table.items(), strict=False):  # the first runs are those of the first seed
         read, trained = np.mean(figures["read"]), np.mean(figures["trained"])
@@ -266,11 +286,12 @@ def print_finals(runs: list[Run], table: Table) -> None:
         shape = run.job.rows, f"{run.job.rate:g}", spread(figures["loss"], 3)
         print(line(arm, *shape, *counts, spread(figures["seconds"], 0), *ratios))
     print()
+    if len(runs) == len(ARMS):
+        print("of one seed: --seeds 3, or another --seed, tells what is chance")
+        return
     for mine in OURS:
         others = (f"{verdict(table[mine]['time'], table[arm]['time'])} {arm!r}" for arm in ARMS if arm != mine)
         print(f"{mine!r} is", ", ".join(others))
-    if len(runs) == len(ARMS):
-        print("of one seed each: --seeds 3 tells what is chance")
 
 
 def spread(values: list[float | None], digits: int) -> str:
@@ -310,11 +331,12 @@ def draw(path: Path, size: Size, runs: list[Run]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller model, shorter rows, fewer tokens: two minutes")
+    parser.add_argument("--quick", action="store_true", help="less of everything: two minutes of one core")
     parser.add_argument("--out", type=Path, default=Path("train_gpt_out"), help="for what is written (default: train_gpt_out)")
     parser.add_argument("--seeds", type=positive, default=1, help="repeat the final runs with so many seeds (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="the first of these (default: 0); the sweep takes the next")
     parser.add_argument("--processes", type=positive, default=os.cpu_count(), help="runs at a time (default: one a core)")
-    parser.add_argument("--tokens", type=positive, help="that a final run trains on (default: 600,000; with --quick 300,000)")
+    parser.add_argument("--tokens", type=positive, help="that a run trains on (default: 600,000; with --quick 140,000)")
     parser.add_argument("--max-tokens", type=positive, help="a smaller corpus (default: the whole standard library)")
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
@@ -323,13 +345,15 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary, workers(options.processes) as pool:
         run = partial(train, size=size, path=split_corpus(Path(temporary), options.max_tokens))
-        jobs = sweep(size, seed=options.seeds)
+        seeds = range(options.seed, options.seed + options.seeds)
+        jobs = sweep(size, seeds.stop)
         tried = list(tqdm(pool.imap(run, jobs), total=len(jobs), desc="sweep", unit="run", disable=None))
-        print_sweep(size, tried)
-        jobs = finals(size, tried, options.seeds)
+        jobs = finals(size, tried, seeds)
         runs = list(tqdm(pool.imap(run, jobs), total=len(jobs), desc="final runs", unit="run", disable=None))
     table = by_arm(runs)
+    print(sentence(table))
     print_finals(runs, table)
+    print_sweep(size, tried)
     figures = {"size": asdict(size), "sweep": [*map(asdict, tried)], "runs": [*map(asdict, runs)], "table": table}
     (options.out / "figures.json").write_text(json.dumps(figures))
     draw(options.out / "losses.png", size, runs)
