@@ -36,7 +36,7 @@ from gpt import positive, split_corpus
 from tqdm import tqdm
 from train_gpt import FULL, QUICK, Batch, Job, Size, plan_of, read, spread, train, whole, workers
 
-from slw_data import LinearSchedule, SequenceLengthPlan, SLWDataset, SLWLoader
+from slw_data import SequenceLengthPlan, SLWDataset, SLWLoader, StagedSchedule
 
 SHAPES = {"4 rows": ("constant rows", 4, 2e-3), "1 row of constant tokens": ("constant tokens", 1, 4e-3)}
 STREAM, DEFAULT, RANDOM = "stream order", "shuffle=True", "random rows"
@@ -78,7 +78,7 @@ def loss_of(run: tuple[Job, Order], size: Size, path: Path) -> float:
 def documents_of(order: Order) -> tuple[float, float, int | None]:
     """Distinct documents in a batch and in 100 batches, both in the mean over 500, and the tokens left after an epoch."""
     numbers = np.repeat(np.arange(1_800, dtype=np.uint16), 17_500)  # each token is the number of its document
-    dataset = SLWDataset(numbers, LinearSchedule(8, 1024, warmup_fraction=0.3), batch_size=16, **(order or {}))
+    dataset = SLWDataset(numbers, StagedSchedule([8, 1024], [500]), batch_size=16, **(order or {}))
     source = random_rows(numbers, dataset.plan, seed=0) if order is None else SLWLoader(dataset, prefetch=0)
     batches = np.stack([batch["input_ids"].numpy() for batch in islice(source, 500)])
     assert batches.shape == (500, 16, 8), batches.shape
