@@ -21,7 +21,7 @@ from corpus import EOS, VOCAB_SIZE, build_corpus
 from slw_data import LinearSchedule, SLWDataset, SLWLoader, open_tokens
 
 ROWS = 16
-SCHEDULE = LinearSchedule(8, 1024, warmup_fraction=0.3)  # by 8 tokens at a time, over the first 30% of all tokens
+SCHEDULE = LinearSchedule(8, 1024, warmup_fraction=0.3)  # by 8 tokens at a time, over the first 30% of the steps
 
 
 def make_dataset(path: Path) -> SLWDataset:

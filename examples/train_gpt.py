@@ -118,7 +118,7 @@ Steps = Iterator[tuple["Batch | None", int]]  # for each step its batch, if ther
 
 def plan_of(job: Job, size: Size) -> SequenceLengthPlan:
     """The length, the rows and the tokens of every step, to which the learning rate keeps too."""
-    schedule = ExponentialSchedule(32, size.length, warmup_fraction=0.8)
+    schedule = ExponentialSchedule(32, size.length, warmup_tokens=4 * job.tokens // 5)
     if job.arm == BASELINE:
         return SequenceLengthPlan(ConstantSchedule(size.length), batch_size=job.rows, total_tokens=job.tokens)
     if job.arm == "constant tokens":
