@@ -12,9 +12,10 @@ The text is the source of Python's own standard library, a token for each byte; 
     python examples/train_gpt.py --seeds 3
 
 All begin with the same parameters and train on as many tokens, with one optimizer and a learning rate that falls with the
-tokens, each at the rows and the rate that are best for it in a sweep of equal size. The lengths of all that grow do so in
-one way: from 32 on, as many tokens at each doubling, over the first 80% of the tokens. Losses are of held-out files, in
-rows of full length. Seconds are processor time of the training steps, in one thread, so a busy machine does not decide.
+tokens. A sweep of equal size chooses rows and rate: for the baseline those of its best loss, for the others those that reach
+that loss soonest. The lengths of all that grow do so in one way: from 32 on, as many tokens at each doubling, over the first
+80% of the tokens. Losses are of held-out files, in rows of full length. Seconds are processor time of the training steps, in
+one thread, so a busy machine does not decide.
 Read next: :mod:`gpt`, with the model.
 """
 
@@ -22,10 +23,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -49,6 +52,8 @@ BASELINE, TRUNCATE, CONTROL = "full length", "truncate", "batch size warmup"
 OURS = "constant rows", "constant tokens"
 ARMS = BASELINE, TRUNCATE, *OURS, CONTROL
 WARMING = 20  # optimizer steps in which the learning rate grows
+
+warnings.filterwarnings("ignore", "more than half of this run's steps are tiny")  # so they are, to be compared in short runs
 
 
 @dataclass(frozen=True)
@@ -220,16 +225,25 @@ def workers(processes: int) -> Any:
 
 
 def sweep(size: Size, seed: int) -> list[Job]:
-    """Each arm with all rows and learning rates, for as many tokens as in the final runs."""
+    """Each arm with all rows and learning rates, in runs like the final ones."""
     shapes = product(ARMS, size.rows, size.rates)
-    return [Job(*shape, seed, tokens=size.tokens, evaluations=1) for shape in shapes]
+    return [Job(*shape, seed, size.tokens, size.evaluations) for shape in shapes]
 
 
-def finals(size: Size, tried: list[Run], seeds: Iterable[int]) -> list[Job]:
+def best(tried: list[Run]) -> list[Run]:
+    """Of each arm the run that is soonest at the best loss of the baseline; where none gets there, that of the best loss."""
+    target = min(run.curve[-1].loss for run in tried if run.job.arm == BASELINE)
+
+    def rank(run: Run) -> tuple[float, float]:
+        reached = run.reaching(target)
+        return (reached.seconds if reached and run.job.arm != BASELINE else math.inf), run.curve[-1].loss
+
+    return [min((run for run in tried if run.job.arm == arm), key=rank) for arm in ARMS]
+
+
+def finals(tried: list[Run], seeds: Iterable[int]) -> list[Job]:
     """Each arm at its best, for each seed. The arms take turns, so that a slow minute of the machine hits all of them."""
-    best = [min((run for run in tried if run.job.arm == arm), key=lambda run: run.curve[-1].loss).job for arm in ARMS]
-    pairs = product(seeds, best)
-    return [replace(job, seed=seed, tokens=size.tokens, evaluations=size.evaluations) for seed, job in pairs]
+    return [replace(run.job, seed=seed) for seed, run in product(seeds, best(tried))]
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------
@@ -253,11 +267,11 @@ def sentence(table: Table) -> str:
 
 def print_sweep(size: Size, tried: list[Run]) -> None:
     shapes = list(product(size.rows, size.rates))
-    print(f"\nheld-out loss after {size.tokens:,} tokens, by rows x learning rate (* the best)\n")
+    print(f"\nheld-out loss after {size.tokens:,} tokens, by rows x learning rate (* chosen)\n")
     print(" " * 18 + "".join(f"{f'{rows} x {rate:g}':>10} " for rows, rate in shapes))
-    for arm in ARMS:
-        losses = [run.curve[-1].loss for run in tried if run.job.arm == arm]
-        print(f"{arm:<18}" + "".join(f"{loss:>10.3f}{'*' if loss == min(losses) else ' '}" for loss in losses))
+    for chosen in best(tried):
+        runs = [run for run in tried if run.job.arm == chosen.job.arm]
+        print(f"{chosen.job.arm:<18}" + "".join(f"{run.curve[-1].loss:>10.3f}{'*' if run is chosen else ' '}" for run in runs))
 
 
 def by_arm(runs: list[Run]) -> Table:
@@ -348,7 +362,7 @@ def main() -> None:
         seeds = range(options.seed, options.seed + options.seeds)
         jobs = sweep(size, seeds.stop)
         tried = list(tqdm(pool.imap(run, jobs), total=len(jobs), desc="sweep", unit="run", disable=None))
-        jobs = finals(size, tried, seeds)
+        jobs = finals(tried, seeds)
         runs = list(tqdm(pool.imap(run, jobs), total=len(jobs), desc="final runs", unit="run", disable=None))
     table = by_arm(runs)
     print(sentence(table))
