@@ -8,7 +8,7 @@ Read next: :mod:`slw_data.plan.plan`, which makes one of a schedule and a batch 
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from functools import cached_property
 
 from slw_data.arguments import integer
@@ -64,6 +64,13 @@ class Timeline:
         """Batches of one rank before ``step``."""
         number, held = self._before(step)
         return self._layout.batches_before[number] + held * self._layout.shapes[number][2]
+
+    def batch(self, step: int) -> int:
+        """What a step is asked to hold on each rank: rows where the plan has ``batch_size``, and tokens where it has
+        ``tokens_per_batch``, times ``grad_accum_steps``. Lengths do not change it."""
+        self._find(step)
+        sizes = self._layout.sizes
+        return sizes[bisect_right(sizes, step, key=lambda one: one[0]) - 1][1]
 
     def step_at(self, tokens: int) -> int:
         """The step that delivers token ``tokens`` (counted from 0): the inverse of :meth:`tokens_before`."""
