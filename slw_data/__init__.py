@@ -4,7 +4,8 @@
     order        where     which token comes where
     sources      what      stores (tokens at any position) and streams (documents in order)
     batch        form      tensors, labels, extras
-    dataset      all of it together
+    run          all four, joined once; state says where one stands
+    dataset      a run, as torch's IterableDataset
     delivery     how       threads and worker processes, files that keep a state, agreement over ranks
     loader       iterates a dataset, and knows which batch was delivered last
 
