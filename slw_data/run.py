@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from slw_data.batch.form import Form
 from slw_data.batch.reading import BlockTokens, Reading, StoreTokens
 from slw_data.batch.stored import StoreBatches
 from slw_data.batch.streamed import StreamBatches
+from slw_data.cached import cached
 from slw_data.errors import DataError, ScheduleError, StateError, warn
 from slw_data.order.diversity import documents_in, neighbours, pieces_of
 from slw_data.order.documents import DocumentOrder
@@ -72,7 +72,7 @@ class Run:
     builder: BatchBuilder
     identity: Identity
 
-    @cached_property
+    @cached
     def num_batches(self) -> int | None:
         """Batches that this rank delivers in the whole run; None where nobody can know it."""
         steps = self.plan.total_steps

@@ -23,6 +23,7 @@ from slw_data import (
     StagedSchedule,
     StateError,
 )
+from slw_data.order.lanes import Lanes, open_lanes
 
 TOKENS = np.arange(20_000)
 
@@ -220,6 +221,79 @@ def test_a_state_that_the_dataset_loads_reaches_a_loader_that_was_made_before():
     assert loader.step == 7 and loader.state_dict() == other.state_dict()
     assert torch.equal(next(iter(loader))["input_ids"], next(iter(other))["input_ids"])
     refused(lambda: dataset.load_state_dict(other.state_dict()), "load it into the loader", error=StateError)
+
+
+class Slow:
+    """A callable that tells when it is asked, and takes its time."""
+
+    def __init__(self):
+        self.asked = threading.Event()
+
+    def __call__(self, step):
+        if step > 150:
+            self.asked.set()
+            time.sleep(0.002)
+        return 8
+
+
+def _ask(plan, lanes, sender):
+    sender.send((plan.tokens_before(400), lanes.share))
+
+
+def test_a_child_that_is_forked_while_a_thread_looks_things_up_can_look_them_up_too():
+    """Locks that the thread holds are never released in the child."""
+    slow, stop = Slow(), threading.Event()
+    plan = SequenceLengthPlan(slow, batch_size=2)
+
+    def compute():
+        while not stop.is_set():
+            _ = (open_lanes(1_000, 7).share, SLWDataset(TOKENS, ConstantSchedule(8), batch_size=2).num_batches)
+
+    threads = [threading.Thread(target=plan.length, args=(300,)), threading.Thread(target=compute)]
+    for thread in threads:
+        thread.start()
+    assert slow.asked.wait(60)
+    context = multiprocessing.get_context("fork")
+    try:
+        for _ in range(20):
+            receiver, sender = context.Pipe(duplex=False)
+            child = context.Process(target=_ask, args=(plan, open_lanes(900, 9), sender))
+            child.start()
+            answered = receiver.poll(60)
+            assert answered and receiver.recv() == (400 * 16, 100)
+            child.join(60)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    assert plan.tokens_before(400) == 400 * 16
+
+
+@pytest.mark.parametrize("name", ["share", "extra", "block_size"])
+def test_what_is_computed_once_holds_no_lock_over_a_fork(monkeypatch, name):
+    inside, go_on = threading.Event(), threading.Event()
+    function = vars(Lanes)[name].function
+
+    def waiting(lanes):
+        if threading.current_thread().name == "waits":
+            inside.set()
+            go_on.wait(60)
+        return function(lanes)
+
+    monkeypatch.setattr(vars(Lanes)[name], "function", waiting)
+    thread = threading.Thread(target=lambda: getattr(open_lanes(1_000, 7), name), name="waits")
+    thread.start()
+    assert inside.wait(60)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sender.send(getattr(open_lanes(900, 9), name)))
+    child.start()
+    try:
+        assert receiver.poll(30), "the child waits for a lock that no thread there will release"
+    finally:
+        child.kill()
+        go_on.set()
+        thread.join(60)
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from functools import cached_property
 
 from slw_data.arguments import integer
+from slw_data.cached import cached
 from slw_data.errors import ScheduleError
 from slw_data.plan.reading import ReadLayout
 from slw_data.plan.stages import Layout, Stage
@@ -135,7 +135,7 @@ class Timeline:
         lengths = [length for length, _, _ in self._layout.shapes[:stop]]
         return [rows // self._parts for rows in self._layout.rows_before[:stop]], lengths
 
-    @cached_property
+    @cached
     def fingerprint(self) -> str:
         """What fixes every step's shape, in short: the lengths and global rows of all stages.
 
