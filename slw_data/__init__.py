@@ -4,14 +4,15 @@
     order        where     which token comes where
     sources      what      stores (tokens at any position) and streams (documents in order)
     batch        form      tensors, labels, extras
-    dataset      all of it together
+    run          all four, joined once; state says where one stands
+    dataset      a run, as torch's IterableDataset
     delivery     how       threads and worker processes, files that keep a state, agreement over ranks
     loader       iterates a dataset, and knows which batch was delivered last
 
 Read next: :mod:`slw_data.plan.schedules`.
 """
 
-from slw_data.compat import from_composer, from_deepspeed, from_olmo_core
+from slw_data.compat import from_composer, from_deepspeed, from_megatron, from_olmo_core
 from slw_data.dataset import SLWDataset
 from slw_data.delivery.agreement import check_ranks_agree
 from slw_data.delivery.checkpoint import load_state, save_state
@@ -58,6 +59,7 @@ __all__ = [
     "check_ranks_agree",
     "from_composer",
     "from_deepspeed",
+    "from_megatron",
     "from_olmo_core",
     "load_state",
     "open_stream",

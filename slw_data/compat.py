@@ -13,13 +13,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 from slw_data.arguments import integer
 from slw_data.errors import ScheduleError
 from slw_data.plan.schedules import LONGEST, StagedSchedule, check_ladder
 
-__all__ = ["from_composer", "from_deepspeed", "from_olmo_core"]
+__all__ = ["from_composer", "from_deepspeed", "from_megatron", "from_olmo_core"]
+
+_SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def from_composer(
@@ -220,6 +223,86 @@ def from_olmo_core(
             f" two, got {high}; write truncate=True, or {_linear(low, high, warmup)}"
         )
     return _stages(length, high, warmup)
+
+
+def from_megatron(
+    text: str, *, sequence_length: int | None = None, micro_batch_size: int | None = None, world_size: int = 1
+) -> StagedSchedule:
+    """Megatron-LM's ``--step-batch-size-schedule``: how many rows a step has, from which threshold on.
+
+    ``text`` has entries ``THRESHOLD:ROWS``, the first from 0 on; rows are those of a whole step, and numbers may end in K, M, B
+    or T (``megatron/core/num_microbatches_calculator.py``). With ``sequence_length`` thresholds are tokens, which Megatron
+    counts in whole rows of that length: the result has ``unit="tokens"``. Without, they are rows, and the result counts steps.
+
+    Returns ``batch_size=`` of a plan of ``world_size`` ranks, with one batch to a step; or with ``micro_batch_size``, the rows
+    of a batch, ``grad_accum_steps=``::
+
+        grad_accum_steps = from_megatron("0:768 250B:1536", sequence_length=8192, micro_batch_size=2, world_size=64)
+        plan = SequenceLengthPlan(schedule, batch_size=2, grad_accum_steps=grad_accum_steps, world_size=64)
+
+    ScheduleError for what Megatron refuses too: another text, a first threshold that is not 0, two thresholds in one row, rows
+    that ranks and micro-batches do not share evenly.
+
+    >>> from_megatron("0:768 250B:1536 500B:3072", sequence_length=4096)
+    StagedSchedule(lengths=(768, 1536, 3072), boundaries=(249999998976, 499999997952), unit='tokens')
+    >>> from_megatron("0:8 100:16", micro_batch_size=2, world_size=4)
+    StagedSchedule(lengths=(1, 2), boundaries=(13,))
+    """
+    length = None if sequence_length is None else integer("sequence_length", sequence_length, at_least=1)
+    share = integer("world_size", world_size, at_least=1)
+    if micro_batch_size is not None:
+        share *= integer("micro_batch_size", micro_batch_size, at_least=1)
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a str such as '0:768 250B:1536', got {type(text).__name__}")
+    entries = sorted(_entry(entry) for entry in text.replace(",", " ").split())
+    thresholds = [threshold if length is None else threshold // length for threshold, _ in entries]
+    if not entries or thresholds[0] != 0:
+        raise ScheduleError(f"the first threshold must be 0, got {text!r:.200}: write '0:768 250B:1536'")
+    for i, (low, high) in enumerate(pairwise(thresholds)):
+        if low == high:
+            raise ScheduleError(
+                f"thresholds must ascend, and {entries[i][0]} and {entries[i + 1][0]} are the same"
+                f"{'' if length is None else f' in rows of {length} tokens'}: leave one of them out"
+            )
+    for _, rows in entries:
+        if rows % share:
+            raise ScheduleError(
+                f"{rows} rows of a step must be a multiple of {share}, micro_batch_size times world_size: write"
+                f" {rows - rows % share or share} or {rows - rows % share + share}"
+            )
+    values = [rows // share for _, rows in entries]
+    if length is not None:
+        return StagedSchedule(values, [threshold * length for threshold in thresholds[1:]], unit="tokens")
+    return _by_steps(values, thresholds, share)
+
+
+def _entry(entry: str) -> tuple[int, int]:
+    """Threshold and rows of an entry such as ``250B:1536``."""
+    numbers = []
+    for part in entry.split(":"):
+        factor = _SUFFIXES.get(part[-1:].upper(), 1)
+        try:
+            value = float(part[:-1] if factor > 1 else part) * factor
+            numbers.append(int(value))
+        except (ValueError, OverflowError):
+            numbers.append(-1)
+    if len(numbers) != 2 or not 0 <= numbers[0] <= LONGEST or not 0 < numbers[1] <= LONGEST:
+        raise ScheduleError(f"an entry must be THRESHOLD:ROWS, such as 250B:1536, got {entry!r:.200}")
+    return numbers[0], numbers[1]
+
+
+def _by_steps(values: list[int], thresholds: list[int], share: int) -> StagedSchedule:
+    """The same values at the first steps that begin at or after ``thresholds``, in rows."""
+    kept, starts, rows = values[:1], [0], 0
+    for value, threshold in zip(values[1:], thresholds[1:], strict=True):
+        steps = max(-(-(threshold - rows) // (kept[-1] * share)), 0)
+        if steps == 0:  # a step reaches beyond two thresholds: the value between them never holds
+            kept[-1] = value
+            continue
+        rows += steps * kept[-1] * share
+        starts.append(starts[-1] + steps)
+        kept.append(value)
+    return StagedSchedule(kept, starts[1:])
 
 
 def _key(config: Any, key: str) -> Any:

@@ -163,6 +163,13 @@ class SLWDataset(IterableDataset[Batch]):
         """Tokens thrown away so far by mode "truncate", over all ranks, in the steps that this object has delivered."""
         return self._at.cursor.discarded if self._at.cursor is not None else 0
 
+    def describe(self) -> str:
+        """The stages as a table, and below it the order: how many documents a step and 100 steps hold, and what is left over
+        at the end. Nothing is read for it. Of a store without an index of documents, places are counted instead."""
+        left = self.run.leftover(self.run.batches.begin) if self.run.identity.num_lanes is None else None
+        end = "" if left is None else f"; {left:,} tokens are left over at the end"
+        return f"{self.plan.describe()}\n{self.run.batches.describe()}{end}"
+
     # -- iteration ----------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Batch]:

@@ -23,12 +23,16 @@ from slw_data.arguments import flag, integer
 from slw_data.batch.building import Batch
 from slw_data.batch.chunk import Chunk
 from slw_data.dataset import SLWDataset
+from slw_data.delivery.progress import Progress
 from slw_data.delivery.reading import Direct, Threaded, Workers
-from slw_data.delivery.workers import Messages, check_picklable, worker_options
+from slw_data.delivery.workers import Messages, check_workers, worker_options
 from slw_data.errors import StateError, warn
 from slw_data.order.position import Position
 
 __all__ = ["SLWLoader"]
+
+# In a forked child: what read ahead in its parent. Dropping it here would end the parent's worker processes.
+_PARENTS: list[Any] = []
 
 
 class SLWLoader:
@@ -68,13 +72,9 @@ class SLWLoader:
         self.num_workers = integer("num_workers", num_workers, at_least=0)
         self.prefetch = integer("prefetch", prefetch, at_least=0)
         self.pin_memory, self.progress = flag("pin_memory", pin_memory), flag("progress", progress)
-        self._worker_options = worker_options(prefetch_factor, persistent_workers, multiprocessing_context, timeout)
-        if self.num_workers:
-            dataset.run.check_workers(self.num_workers)
-            check_picklable(dataset.run, multiprocessing_context)
-        elif any(self._worker_options.values()):
-            given = ", ".join(f"{name}={value!r}" for name, value in self._worker_options.items() if value)
-            raise ValueError(f"{given}: these options are of worker processes, and num_workers is 0")
+        options = worker_options(prefetch_factor, persistent_workers, multiprocessing_context, timeout)
+        check_workers(dataset.run, self.num_workers, options)
+        self._worker_options = options
         self._source: Direct | Threaded | Workers | None = None
         self._last: tuple[Position | Chunk, int] = dataset.position, 0
         self._loads: int | None = dataset.loads  # None: this loader has moved, and what the dataset loads comes too late
@@ -121,9 +121,14 @@ class SLWLoader:
         chunks = run.batches.chunks(self.position, 0, 1, None)
         return Threaded(chunks, run.build, self.prefetch) if self.prefetch else Direct(chunks, run.build)
 
+    def _progress(self) -> Progress | None:
+        if not self.progress or self.dataset.dp_rank:
+            return None
+        return Progress(self.dataset.num_batches, self.dataset.plan.batches_before(self.position.step) + self.position.batch)
+
     def _deliver(self, moves: int) -> Iterator[Batch]:
         """Batches from the position on, until they end or the loader is moved. Several iterators share what is read."""
-        delivered, bar = False, self._bar()
+        delivered, bar = False, self._progress()
         pin = self.pin_memory and torch.cuda.is_available()
         self._iterators += 1
         try:
@@ -132,7 +137,10 @@ class SLWLoader:
                     raise StateError(
                         "the loader was reset, sought or loaded after this iterator was made: go on with iter(loader)"
                     )
-                if self._source is None or not self._source.alive:
+                if self._source is not None and not self._source.alive:
+                    _PARENTS.append(self._source)
+                    self._source = None
+                if self._source is None:
                     self._source = self._open()
                 made = self._source.take()
                 if made is None:
@@ -141,11 +149,12 @@ class SLWLoader:
                 delivered, self._last, self._loads = True, made[:2], None
                 yield batch
                 if bar is not None:
-                    self._show(bar)
+                    bar.show(self.sequence_length, self.tokens_seen)
             self._ended, self._left = True, self._source.left
             self.close()
-            if not delivered:
-                self._warn_finished()
+            if not delivered and not self._warned:
+                self._warned = True
+                warn(_finished(self.step, self.dataset.source.name))
         except GeneratorExit:  # the loop was left: threads and persistent workers keep what they have read
             if self.num_workers and not self._worker_options["persistent_workers"] and self._iterators == 1:
                 self.close()
@@ -159,23 +168,16 @@ class SLWLoader:
             if bar is not None:
                 bar.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy has, pickled or not: the position, and nothing that was read ahead."""
+        return {**vars(self), "_source": None, "_last": (self.position, 0), "_iterators": 0}
+
     def close(self) -> None:
         """Give up what was read ahead, and end its thread or workers. The position stays, and ``iter()`` goes on."""
         if self._source is not None:
             self._last = self.position, 0
             self._source.close()
             self._source = None
-
-    def _warn_finished(self) -> None:
-        if self._warned:
-            return
-        self._warned = True
-        if self.step == 0:
-            text = f"{self.dataset.source.name} has too few tokens for the first step, so there is no batch"
-        else:
-            text = f"this run is finished ({self.step} steps), so iterating yields nothing: reset() starts over, and"
-            text += " epochs=... or total_steps=... of the dataset make a run longer"
-        warn(text)
 
     # -- position and state -------------------------------------------------------------------------------------------
 
@@ -275,23 +277,19 @@ class SLWLoader:
             "slw/epoch": counts["epoch"],
         }
 
-    def _bar(self) -> Any:
-        if not self.progress or self.dataset.dp_rank:
-            return None
-        try:
-            from tqdm.auto import tqdm
-        except ImportError:
-            raise ImportError("progress=True needs tqdm: pip install 'slw_data[progress]', or leave it out") from None
-        done = self.dataset.plan.batches_before(self.position.step) + self.position.batch
-        return tqdm(total=self.dataset.num_batches, initial=done, unit="batch", dynamic_ncols=True)
-
-    def _show(self, bar: Any) -> None:
-        bar.set_postfix(length=self.sequence_length, tokens=f"{self.tokens_seen:,}", refresh=False)
-        bar.update()
-
     def __repr__(self) -> str:
         ahead = f"num_workers={self.num_workers}" if self.num_workers else f"prefetch={self.prefetch}"
         return f"SLWLoader({self.dataset.plan!r} over {self.dataset.source.name}, {ahead}, at step {self.step})"
+
+
+def _finished(step: int, name: str) -> str:
+    """Why a run that stands at ``step`` has no batch more."""
+    if step == 0:
+        return f"{name} has too few tokens for the first step, so there is no batch"
+    return (
+        f"this run is finished ({step} steps), so iterating yields nothing: reset() starts over, and epochs=... or"
+        " total_steps=... of the dataset make a run longer"
+    )
 
 
 def _pinned(batch: Batch) -> Batch:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from slw_data.arguments import flag, given, integer
 from slw_data.batch.building import Batch, BatchBuilder
@@ -20,18 +21,23 @@ from slw_data.batch.form import Form
 from slw_data.batch.reading import BlockTokens, Reading, StoreTokens
 from slw_data.batch.stored import StoreBatches
 from slw_data.batch.streamed import StreamBatches
+from slw_data.cached import cached
 from slw_data.errors import DataError, ScheduleError, StateError, warn
+from slw_data.order.diversity import documents_in, neighbours, pieces_of
 from slw_data.order.documents import DocumentOrder
 from slw_data.order.lanes import open_lanes
 from slw_data.order.position import Position
 from slw_data.order.store import StoreOrder
 from slw_data.plan import SequenceLengthPlan
+from slw_data.plan.schedules import ConstantSchedule
 from slw_data.ranks import Ranks
 from slw_data.sources import Stores
 from slw_data.sources.streams import DocumentStream
 from slw_data.state import Identity, dump_state, parse_state
 
 __all__ = ["Run", "Shuffle", "open_run", "plan_of"]
+
+_LOOKED_AT = 1 << 20  # tokens of a step at most in which ends of documents are counted
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Run:
     builder: BatchBuilder
     identity: Identity
 
-    @cached_property
+    @cached
     def num_batches(self) -> int | None:
         """Batches that this rank delivers in the whole run; None where nobody can know it."""
         steps = self.plan.total_steps
@@ -205,11 +211,12 @@ def open_run(
         order = StoreOrder(
             open_lanes(source.num_tokens, shuffle.num_lanes, shuffle=shuffle.shuffle, seed=shuffle.seed), local, epochs
         )
-        if "document_ids" in form.extras and form.eos_id is None and source.columns["input_ids"].documents is None:
+        if "document_ids" in form.extras and form.eos_id is None and source.documents is None:
             raise ValueError(f"document_ids need documents, and {source.name} knows none: pass eos_id")
         tokens = StoreTokens(source.columns, form.eos_id)
         reading = Reading(tokens, builder.parts, form.documents, form.vocab_size)
-        batches, mark, num_lanes = StoreBatches(order, reading, rank), order.fingerprint, None
+        batches, mark, num_lanes = StoreBatches(order, reading, rank, source.documents), order.fingerprint, None
+        _warn_of_neighbours(order, source, form.eos_id)
     else:
         _check_stream(source, shuffle, ranks)
         num_lanes = shuffle.num_lanes or 1
@@ -222,6 +229,20 @@ def open_run(
     shard = (ranks.rank, ranks.world) if ranks.sharded else None
     identity = Identity(plan, batches, source.fingerprint + vocabulary, mark, shard, form.padded, num_lanes)
     return Run(plan, source, ranks, epochs, batches, builder, identity)
+
+
+def _warn_of_neighbours(order: StoreOrder, source: Stores, eos_id: int | None) -> None:
+    """Warn of a warmup in stream order whose first step has tokens of fewer documents than rows, where that is known."""
+    plan = order.plan
+    if not order.lanes.in_order or isinstance(plan.schedule, ConstantSchedule):
+        return
+    tokens, documents = min(plan.tokens(0), source.num_tokens), None
+    if source.documents is not None:
+        documents = int(documents_in(*pieces_of(order, 1), source.documents, source.num_tokens))
+    elif eos_id is not None and tokens <= _LOOKED_AT:
+        documents = 1 + int(np.count_nonzero(source.columns["input_ids"].read(0, tokens - 1) == eos_id))
+    if documents is not None and documents < plan.global_rows(0):
+        warn(neighbours(plan.global_rows(0), plan.length(0), documents, "shuffle=True"))
 
 
 def _check_stream(source: DocumentStream, shuffle: Shuffle, ranks: Ranks) -> None:

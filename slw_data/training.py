@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from slw_data.arguments import as_number
+from slw_data.arguments import as_number, choice
 from slw_data.plan import SequenceLengthPlan
 
-__all__ = ["AdamVariance", "LossRatio", "adam_variance", "token_lr", "warm_up"]
+__all__ = ["AdamVariance", "LossRatio", "adam_variance", "lr_scale", "token_lr", "warm_up"]
 
 
 def token_lr(plan: SequenceLengthPlan, fn: Callable[[int], float]) -> Callable[[int], float]:
@@ -42,6 +42,31 @@ def token_lr(plan: SequenceLengthPlan, fn: Callable[[int], float]) -> Callable[[
 
     def factor(step: int) -> float:
         return fn(plan.tokens_before(step))
+
+    return factor
+
+
+def lr_scale(plan: SequenceLengthPlan, rule: str = "sqrt") -> Callable[[int], float]:
+    """The factor by which the learning rate follows a batch that grows, as a function of the step: for ``LambdaLR``.
+
+    The batch is what the plan asks for, ``batch_size`` or ``tokens_per_batch`` times ``grad_accum_steps``, beside that of step
+    0; rows that get longer do not change it. ``rule="sqrt"``: the square root of that ratio, as is usual for Adam (Malladi et
+    al., arXiv 2205.10287). ``"linear"``: the ratio itself, as for SGD (Goyal et al., arXiv 1706.02677). Beside a decay::
+
+        scale, decay = lr_scale(plan), token_lr(plan, lambda tokens: max(0.1, 1 - tokens / plan.total_tokens))
+        scheduler = LambdaLR(optimizer, lambda step: scale(step) * decay(step))
+
+    >>> from slw_data import ConstantSchedule, StagedSchedule
+    >>> plan = SequenceLengthPlan(ConstantSchedule(64), batch_size=StagedSchedule([4, 16], [100]), total_steps=200)
+    >>> [lr_scale(plan)(step) for step in (0, 99, 100)]
+    [1.0, 1.0, 2.0]
+    """
+    choice("rule", rule, ("sqrt", "linear"))
+    _check_plan(plan)
+    first, power = plan.batch(0), 0.5 if rule == "sqrt" else 1.0
+
+    def factor(step: int) -> float:
+        return float((plan.batch(step) / first) ** power)
 
     return factor
 

@@ -396,7 +396,11 @@ PLAN_FLAGS = """
 """
 SOURCE_FLAGS = "--column --dtype --eos-id --vocab-size"
 FLAGS = {
-    "plan": PLAN_FLAGS + "--hidden --hidden-size --json --layers --num-layers --num-params --params",
+    "plan": PLAN_FLAGS
+    + """
+    --epochs --hidden --hidden-size --json --layers --num-documents --num-lanes --num-layers --num-params --num-tokens --params
+    --shuffle
+    """,
     "plot": PLAN_FLAGS + "--output --overwrite",
     "inspect": PLAN_FLAGS
     + SOURCE_FLAGS

@@ -56,7 +56,7 @@ def found(tmp_path_factory):
         ["losses", {"labels": "both"}], ["losses", {"labels": "unshifted"}],
         ["by_hand", {"rows": [TOKENS[:5].tolist(), TOKENS[4:9].tolist()]}],
         ["plain", {"loader": True}], ["plain", {"rows": 1}], ["plain", {"rows": 2}],
-        ["bare_array", {}], ["shuffle_buffer", {"save_strategy": "steps"}],
+        ["bare_array", {}], ["changing_accumulation", {}], ["shuffle_buffer", {"save_strategy": "steps"}],
         ["make", {"options": {"labels": "shifted"}, "loss": True}],
         *(["make", {"args": args, "options": options}] for args, options, _ in REFUSED.values()),
         *(["make", {"args": args, "options": options}] for args, options in MADE.values()),
@@ -219,6 +219,11 @@ def test_a_checkpoint_without_the_state_of_its_data_or_with_another_is_refused(f
     assert "slw_data.json is damaged" in damaged and "another checkpoint" in damaged
     assert "the state is of step 9" in of_step_9 and "expected_step=10" in of_step_9
     assert "past: saved 'x'" in of_another
+
+
+def test_an_accumulation_that_changes_is_refused_by_name(found):
+    text = message(found, "alone", "changing_accumulation")
+    assert text.startswith("ScheduleError: the Trainer accumulates a fixed number") and "loader.steps()" in text
 
 
 def test_sharded_ranks_keep_states_of_their_own_and_take_no_others(found):

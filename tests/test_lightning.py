@@ -187,6 +187,13 @@ def test_another_accumulation_than_the_dataset_s_is_refused_with_both_numbers(tr
     )  # fmt: skip
 
 
+def test_an_accumulation_that_changes_is_refused_by_name():
+    refused(
+        lambda: fit(make_loader(total_steps=6, grad_accum_steps=StagedSchedule([1, 2], [3])), max_steps=6),
+        "the Trainer accumulates a fixed number", "loader.steps()",
+    )  # fmt: skip
+
+
 def test_whoever_steps_by_hand_accumulates_by_hand():
     assert fit(make_loader(total_steps=6, grad_accum_steps=3), module=ByHand, max_steps=6).seen == expected(6, accum=3)
 

@@ -1,8 +1,10 @@
 """Form: from tokens to the tensors of a batch.
 
-    chunk       some batches of one shape, in the source's own dtype
-    rows        cut from a store;   documents   cut from a stream
-    building    tensors, labels, extras;   flat   as one row of constant size
+    form               what a batch is to look like
+    chunk              some batches of one shape, in the source's own dtype
+    reading            spans of a source -> chunk: the one place where tokens are read
+    stored, streamed   the chunks of a run, from a store or a stream
+    building, flat     tensors, labels, extras; as one row of constant size
 
-Read :mod:`slw_data.batch.chunk` first; :mod:`slw_data.dataset` comes next.
+Read :mod:`slw_data.batch.chunk` first; :mod:`slw_data.run` comes next.
 """

@@ -106,6 +106,9 @@ class Batches(Protocol):
     def rest(self, at: Position) -> int | None:
         """The step from which on rows are cut from what the lanes left over, if ``at`` is beyond its beginning."""
 
+    def describe(self) -> str:
+        """The order in words, and how much it mixes the source, as far as that is known before."""
+
     def leftover(self, at: Position) -> int | None:
         """Tokens that the end of the data leaves over where the run ends at ``at``; None if the data does not end it."""
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from slw_data.batch.chunk import CHUNK_TOKENS, Chunk, batches_from, chunked, place
 from slw_data.batch.reading import Reading
 from slw_data.errors import DataError
+from slw_data.order.diversity import describe_order
 from slw_data.order.lanes import LaneReader
+from slw_data.order.permutation import Ints
 from slw_data.order.position import Position
 from slw_data.order.store import StoreOrder
 from slw_data.plan import Stage
@@ -23,11 +25,12 @@ _READ_TOKENS = 2 * CHUNK_TOKENS  # of a chunk, each read once: handing over a ch
 
 @dataclass(frozen=True)
 class StoreBatches:
-    """Batches of one ``rank``. See :class:`slw_data.batch.chunk.Batches`."""
+    """Batches of one ``rank``. See :class:`slw_data.batch.chunk.Batches`. ``documents``: where they begin, if that is known."""
 
     order: StoreOrder
     reading: Reading
     rank: int
+    documents: Ints | None = None
 
     message_size = None
     begin = Position()
@@ -59,6 +62,9 @@ class StoreBatches:
         if order.epochs is None:
             return None
         return order.epochs * order.lanes.num_tokens - (order.plan.total_tokens or 0)
+
+    def describe(self) -> str:
+        return describe_order(self.order, self.documents)
 
     def _read_safely(self, stage: Stage, numbers: range, reader: LaneReader) -> Iterator[Chunk]:
         """The chunk; where it holds a fault, the sound batches before it first, one by one."""

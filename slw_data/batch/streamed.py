@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
+import numpy as np
+
 from slw_data.batch.chunk import CHUNK_TOKENS, Chunk, batches_from, chunked, place
 from slw_data.batch.reading import Reading
+from slw_data.errors import warn
 from slw_data.order.dealing import Snapshot
+from slw_data.order.diversity import neighbours
 from slw_data.order.documents import DocumentOrder, Step, Steps, spans_of
 from slw_data.order.position import Position
 from slw_data.plan import Stage
+from slw_data.plan.schedules import ConstantSchedule
 
 __all__ = ["StreamBatches"]
 
@@ -34,6 +39,7 @@ class StreamBatches:
         total = plan.total_steps
         steps = Steps(self.order, at.step, at.cursor, None if total is None else total - 1)
         step: Step | None = None
+        first_step = at == self.begin and worker == 0 and self.rank == 0 and self.order.whole
         while total is None or now[0] < total:
             stage, first, stop, most = batches_from(plan, now, size or 1, CHUNK_TOKENS)
             numbers = next(chunked(first, stop, most))
@@ -44,6 +50,9 @@ class StreamBatches:
                         step = steps.take()
                         if step is None:
                             break
+                        if first_step:
+                            self._warn_of_neighbours(stage, step)
+                            first_step = False
                     if mine:
                         if self.reading.look:
                             steps.follow(self.order.awaited(stage, step, batch % stage.grad_accum_steps))
@@ -69,6 +78,18 @@ class StreamBatches:
 
     def leftover(self, at: Position) -> int | None:
         return None if self.order.epochs is None else self.order.leftover(at.cursor)
+
+    def describe(self) -> str:
+        return f"{self.order.fingerprint}: a stream, whose documents are known as they are read"
+
+    def _warn_of_neighbours(self, stage: Stage, step: Step) -> None:
+        """Warn of a warmup whose first step has tokens of fewer documents than rows."""
+        rows, documents = self.order.plan.global_rows(stage.start), 0
+        for read, start, stop in step.rows[0].spans:
+            low, high = np.searchsorted(read.block.offsets, [start, stop], side="left").tolist()
+            documents += high - low + (low == high or read.block.offsets[low] > start)
+        if documents < rows and not isinstance(self.order.plan.schedule, ConstantSchedule):
+            warn(neighbours(rows, stage.length, documents, f"num_lanes={rows} or more"))
 
     def _read_safely(self, stage: Stage, made: list[tuple[int, Step]]) -> Generator[Chunk, None, None]:
         """The chunk of the batches that were cut; where it holds a fault, the sound ones before it first."""

@@ -31,7 +31,7 @@ from slw_data.plan.schedules import (
     StagedSchedule,
 )
 
-__all__ = ["Arguments", "add_cost", "add_plan", "add_run", "merged"]
+__all__ = ["COST", "STORE", "Arguments", "add_cost", "add_plan", "add_run", "add_store", "merged"]
 
 SCHEDULES: dict[str, Any] = {
     "linear": LinearSchedule,
@@ -55,8 +55,10 @@ FILES = ("from_composer", "from_deepspeed")
 SHAPE = ("batch_size", "tokens_per_batch", "grad_accum_steps", "world_size", "total_steps", "total_tokens")
 EXCLUSIVE = (WARMUPS, SHAPE[:2], SHAPE[4:], ("schedule", *FILES))
 COST = ("num_params", "num_layers", "hidden_size")
-RUN = ("shuffle", "seed", "num_lanes", "epochs", "mode", "labels", "pad_id", "preserve_eos", "dp_rank")
-KNOWN = ("schedule", *FILES, *OF_SCHEDULES, *SHAPE, *COST, *RUN)
+ORDER = ("shuffle", "seed", "num_lanes", "epochs")
+RUN = (*ORDER, "mode", "labels", "pad_id", "preserve_eos", "dp_rank")
+STORE = ("num_tokens", "num_documents")
+KNOWN = ("schedule", *FILES, *OF_SCHEDULES, *SHAPE, *COST, *RUN, *STORE)
 SHORT = {"params": "num_params", "layers": "num_layers", "hidden": "hidden_size"}
 
 
@@ -184,7 +186,7 @@ def add_plan(parser: argparse.ArgumentParser, *, many: bool = False) -> None:
     group.add_argument("--min-length", type=int, metavar="N", help="tokens in a row at step 0 (default: 8)")
     group.add_argument("--max-length", type=int, metavar="N", help="tokens in a row after the warmup (default: 1024)")
     group.add_argument("--warmup-steps", type=int, metavar="N", help="the warmup in optimizer steps, or")
-    group.add_argument("--warmup-fraction", type=float, metavar="X", help="as a fraction of the run, or")
+    group.add_argument("--warmup-fraction", type=float, metavar="X", help="as a fraction of the steps of the run, or")
     group.add_argument("--warmup-tokens", type=int, metavar="N", help="in tokens over all ranks")
     group.add_argument("--multiple-of", type=int, metavar="N", help="of which lengths are multiples (default: 8)")
     group.add_argument("--max-distinct", type=int, metavar="N", help="at most so many lengths")
@@ -208,6 +210,16 @@ def add_cost(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--params", "--num-params", dest="num_params", type=int, metavar="N", help="parameters")
     group.add_argument("--layers", "--num-layers", dest="num_layers", type=int, metavar="N", help="layers")
     group.add_argument("--hidden", "--hidden-size", dest="hidden_size", type=int, metavar="N", help="hidden size")
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """The size of a store and its order, for what a batch holds."""
+    group = parser.add_argument_group("store and order, for the documents in a batch")
+    group.add_argument("--num-tokens", type=int, metavar="N", help="tokens of the store; it ends the run if nothing else does")
+    group.add_argument("--num-documents", type=int, metavar="N", help="documents in it")
+    group.add_argument("--shuffle", action="store_true", help="permute blocks of the store")
+    group.add_argument("--num-lanes", type=int, metavar="N", help="readers that rows are dealt to")
+    group.add_argument("--epochs", type=int, metavar="N", help="passes over the store, where the run has no other end")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from slw_data.dataset import SLWDataset
 from slw_data.loader import SLWLoader
 from slw_data.sources.stores import TokenStore
 
-__all__ = ["Rows", "show_step"]
+__all__ = ["Places", "Rows", "dataset_of", "show_step"]
 
 PLACE = "place"
 
@@ -66,7 +66,8 @@ class Places:
 
 def show_step(store: TokenStore, step: int, arguments: Arguments, options: dict[str, Any], rows: Rows) -> None:
     """Print the batches of ``step`` of one rank. ``options`` are further arguments of the dataset."""
-    dataset = _dataset(store, arguments, options)
+    stores = {"input_ids": store, PLACE: Places(len(store))}
+    dataset = dataset_of(stores, arguments, RUN, columns=tuple(stores), **options)
     total, plan = dataset.plan.total_steps, dataset.plan
     if total is not None and step >= total:
         raise ValueError(f"--step must be below {total:,}, the steps of this run, got {step:,}")
@@ -85,15 +86,15 @@ def show_step(store: TokenStore, step: int, arguments: Arguments, options: dict[
         _show_batch(batch, rows)
 
 
-def _dataset(store: TokenStore, arguments: Arguments, options: dict[str, Any]) -> SLWDataset:
+def dataset_of(stores: dict[str, TokenStore], arguments: Arguments, names: Sequence[str], **options: Any) -> SLWDataset:
+    """The dataset of some stores, and of those of the arguments' ``names`` and ``options`` that are given."""
     schedule, steps = arguments.schedule()
-    wanted = {**arguments.pick(SHAPE), **arguments.pick(RUN), **options}
+    wanted = {**arguments.pick(SHAPE), **arguments.pick(names), **options}
     if steps is not None and "total_tokens" not in wanted and "epochs" not in wanted:
         wanted["total_steps"] = steps
     world = wanted.pop("world_size", 1)
     rank = wanted.pop("dp_rank", 0)
-    columns = {"input_ids": store, PLACE: Places(len(store))}
-    return SLWDataset(columns, schedule, columns=tuple(columns), dp_rank=rank, dp_world_size=world, **wanted)
+    return SLWDataset(stores, schedule, dp_rank=rank, dp_world_size=world, **wanted)
 
 
 def _show_batch(batch: Batch, rows: Rows) -> None:

@@ -36,7 +36,7 @@ from slw_data.batch.chunk import Chunk
 from slw_data.order.position import Position
 from slw_data.run import Run
 
-__all__ = ["Messages", "check_picklable", "worker_options"]
+__all__ = ["Messages", "check_workers", "worker_options"]
 
 LOOKS_AFTER = 5  # seconds of waiting after which torch looks whether its workers live, if there is no timeout
 PIPE = 1 << 20  # bytes, as many as Linux lets anybody ask for: with the usual 64 KiB both processes wait 16 times a message
@@ -71,7 +71,17 @@ def _checked_timeout(timeout: Any) -> float:
     return timeout
 
 
-def check_picklable(run: Run, context: str | BaseContext | None) -> None:
+def check_workers(run: Run, num_workers: int, options: dict[str, Any]) -> None:
+    """ValueError for options of no workers; DataError and TypeError where the run cannot be read by any."""
+    if num_workers:
+        run.check_workers(num_workers)
+        _check_picklable(run, options["multiprocessing_context"])
+    elif any(options.values()):
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items() if value)
+        raise ValueError(f"{given}: these options are of worker processes, and num_workers is 0")
+
+
+def _check_picklable(run: Run, context: str | BaseContext | None) -> None:
     """TypeError naming the culprit if the start method pickles the run and it cannot be pickled."""
     method = context if isinstance(context, BaseContext) else multiprocessing.get_context(context)
     if method.get_start_method() == "fork":

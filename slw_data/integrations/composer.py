@@ -43,7 +43,7 @@ def data_spec(loader: SLWLoader) -> dict[str, Any]:
             f"data_spec takes an SLWLoader, got {type(loader).__name__}: Composer calls state_dict(num_samples, ...) of a"
             " DataLoader's dataset at each checkpoint, which only its own datasets know. Write data_spec(SLWLoader(dataset))"
         )
-    accum = loader.dataset.plan.grad_accum_steps
+    accum = loader.dataset.plan.fixed_accumulation("Composer")
     if accum != 1:
         raise ValueError(
             f"Composer makes an optimizer step of each batch, and the dataset has grad_accum_steps={accum}: write 1, a"

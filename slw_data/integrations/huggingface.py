@@ -90,7 +90,7 @@ class SLWTrainerMixin(_Trainer):
     def _check_shape(self) -> None:
         """ValueError unless this process trains on the batches that the dataset makes for it."""
         args, dataset = self.args, self.train_dataset.dataset
-        accum, planned = args.gradient_accumulation_steps, dataset.plan.grad_accum_steps
+        accum, planned = args.gradient_accumulation_steps, dataset.plan.fixed_accumulation("the Trainer")
         if accum != planned:
             raise ValueError(
                 f"gradient_accumulation_steps={accum} of the Trainer, but the dataset's plan has grad_accum_steps={planned},"

@@ -54,7 +54,7 @@ class SequenceLengthLogger(Callback):
         self._any = True
         loader = _loader(trainer)
         if pl_module.automatic_optimization:
-            _check_accumulation(trainer, loader.dataset.plan.grad_accum_steps)
+            _check_accumulation(trainer, loader.dataset.plan.fixed_accumulation("the Trainer"))
         metrics = loader.metrics()  # as float64: a float32, Lightning's choice, counts 16.8 million tokens exactly
         values = {name: torch.tensor(metrics[name], dtype=torch.float64) for name in _LOGGED}
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=metrics["slw/rows"])

@@ -95,11 +95,13 @@ def _tokens(dataset: SLWDataset) -> int:
         raise ValueError(f"torchtitan takes labels that are shifted already, not labels={dataset.labels!r}: write 'shifted'")
     if not flat and "position_ids" not in dataset.extras:
         raise ValueError(f"torchtitan takes positions, and extras={dataset.extras}: write extras=('position_ids',)")
+    dataset.plan.fixed_accumulation("torchtitan")
     tokens = dataset.plan.tokens_per_batch
     if not isinstance(tokens, int):
+        given = f"batch_size={dataset.plan.batch_size}" if tokens is None else f"tokens_per_batch={tokens!r}"
         raise ValueError(
-            f"torchtitan takes as many tokens in each micro-batch, and with batch_size={dataset.plan.batch_size} they grow"
-            " with the length: write tokens_per_batch=... instead"
+            f"torchtitan takes as many tokens in each micro-batch, and with {given} they grow: write tokens_per_batch=..., one"
+            " number"
         )
     try:
         lengths = dataset.plan.lengths

@@ -18,11 +18,11 @@ Read next: :mod:`slw_data.order.store`, which says where whole batches lie.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from math import isqrt
 
 import numpy as np
 
+from slw_data.cached import cached
 from slw_data.errors import DataError
 from slw_data.order.permutation import Ints, permute
 from slw_data.plan import SequenceLengthPlan, Stage
@@ -53,20 +53,20 @@ class Lanes:
     seed: int = 0
     blocks: int = 1
 
-    @cached_property
+    @cached
     def share(self) -> int:
         """Tokens of a lane in an epoch; the first ``extra`` lanes have one more."""
         return self.num_tokens // self.num_lanes
 
-    @cached_property
+    @cached
     def extra(self) -> int:
         return self.num_tokens % self.num_lanes
 
-    @cached_property
+    @cached
     def block_size(self) -> int:
         return self.share // self.blocks
 
-    @cached_property
+    @cached
     def tail(self) -> int:
         """Tokens of a lane that its blocks leave over in an epoch."""
         return self.share % self.blocks

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from slw_data.cached import cached
 from slw_data.order.permutation import Ints
 
 __all__ = ["Spans", "joined"]
@@ -51,7 +51,7 @@ class Spans:
     sources: Sequence[Any] = ()
     source: Ints | None = None
 
-    @cached_property
+    @cached
     def within(self) -> Ints:
         """Where in its run each span begins."""
         if self.sizes is None or self.run is None:
@@ -60,7 +60,7 @@ class Spans:
         firsts = np.searchsorted(self.run, self.run)  # for each span the first one of its run
         return before - before[firsts]
 
-    @cached_property
+    @cached
     def filled(self) -> Ints | None:
         """How many tokens of each run there are; None: all of them."""
         if self.sizes is None or self.run is None:

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
+from slw_data.cached import cached
 from slw_data.order.lanes import LaneReader, Lanes
 from slw_data.order.permutation import Ints
 from slw_data.order.spans import Spans, joined
@@ -51,7 +51,7 @@ class StoreOrder:
     plan: SequenceLengthPlan
     epochs: int | None = None
 
-    @cached_property
+    @cached
     def rest(self) -> Rest | None:
         """None if there is nothing to join: one lane, or no end."""
         if self.epochs is None or self.lanes.num_lanes == 1:

@@ -1,12 +1,14 @@
 """Reading: plans of callables, which do not know where they change, step by step as far as they are asked for.
 
-What has been read is kept, so a callable is asked once for each step; threads that ask for one plan wait for each other.
+What has been read is kept, so a callable is asked once for each step. Threads that read plans wait for each other, and a fork
+for both, so that no child inherits a plan that is half read.
 
 Read next: :mod:`slw_data.plan.layout`.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +22,10 @@ __all__ = ["ReadLayout"]
 _ASKED_TWICE = (0, 1, 2, 3, 10, 100)
 _SAMPLED = (*range(256), *(1 << k for k in range(8, 41)))  # dense at first, then doubling: callables are told apart here
 
+_LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+
 
 class ReadLayout(Layout):
     """A layout whose values are asked for: each function is a :class:`Track`, or a callable ``step -> int``.
@@ -30,20 +36,15 @@ class ReadLayout(Layout):
 
     def __init__(self, shape: Shape, sources: tuple[Track | Callable[[int], Any], ...], total_steps: int | None) -> None:
         super().__init__(shape)
-        self._sources, self._read_to, self._lock = sources, 0, threading.RLock()
+        self._sources, self._read_to = sources, 0
         for number, source in enumerate(sources):
             if not isinstance(source, Track):
                 self._ask_twice(number, total_steps)
         self.known_to(0)
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
-            copies = {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
-        return copies | {"_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._lock = threading.RLock()
+        with _LOCK:
+            return {name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()}
 
     def find(self, step: int) -> int:
         self.known_to(step)
@@ -56,7 +57,7 @@ class ReadLayout(Layout):
 
     def known_to(self, step: int) -> int | None:
         if step >= self._read_to:
-            with self._lock:
+            with _LOCK:
                 self._read(step)
         return self._read_to
 
@@ -89,7 +90,7 @@ class ReadLayout(Layout):
 
     def _tokens_read(self) -> int:
         """Tokens before the first step that has not been read."""
-        with self._lock:
+        with _LOCK:
             length, rows, accumulation = self.shapes[-1]
             each = length * rows * accumulation * self.shape.world
             return self.tokens_before[-1] + (self._read_to - self.starts[-1]) * each

@@ -1,6 +1,6 @@
 """Reports: what a plan costs, and its stages as a table, for terminals and for notebooks.
 
-A line of the table is ``(step, length, rows, tokens per step, tokens before)``, all ints. Of more than 21 lines the first
+A line of the table has its numbers by their headings. Of more than 21 lines the first
 and the last ten are shown, so that the table of a long warmup still fits on a screen.
 
 Read next: :mod:`slw_data.plan.plotting`, the same stages as a picture.
@@ -17,12 +17,11 @@ from slw_data.plan.timeline import Timeline
 
 __all__ = ["Cost", "cost_of", "html_table", "lines", "summary", "text_table"]
 
-HEADINGS = ("step", "length", "rows", "tokens/step", "tokens before")
-WIDTHS = (12, 8, 8, 14, 18)
+WIDTHS = {"step": 12, "length": 8, "rows": 8, "batches": 8, "tokens/step": 14, "tokens before": 18}
 SHOWN = 21
 ENDS = 10
 
-Line = tuple[int, int, int, int, int]
+Line = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,17 @@ def cost_of(plan: Timeline, *, num_params: int, num_layers: int, hidden_size: in
 
 
 def lines(plan: Timeline) -> list[Line]:
-    """A line of the table for each stage."""
-    return [(s.start, s.length, s.rows, plan.tokens(s.start), s.tokens_before) for s in plan.stages]
+    """A line of the table for each stage, with the ``batches`` of a rank in a step where they vary."""
+    stages = plan.stages
+    varies = len({stage.grad_accum_steps for stage in stages}) > 1
+    return [
+        {
+            **{"step": stage.start, "length": stage.length, "rows": stage.rows},
+            **({"batches": stage.grad_accum_steps} if varies else {}),
+            **{"tokens/step": plan.tokens(stage.start), "tokens before": stage.tokens_before},
+        }
+        for stage in stages
+    ]
 
 
 def summary(plan: Timeline) -> str:
@@ -67,22 +75,24 @@ def summary(plan: Timeline) -> str:
 def text_table(lines: Sequence[Line], summary: str) -> str:
     """The table as text, ``summary`` below it.
 
-    >>> print(text_table([(0, 8, 16, 128, 0), (3000, 1024, 16, 16384, 384000)], "endless"))
-            step   length     rows    tokens/step      tokens before
-               0        8       16            128                  0
-           3,000    1,024       16         16,384            384,000
+    >>> print(text_table([{"step": 0, "length": 8, "rows": 16}, {"step": 3000, "length": 1024, "rows": 16}], "endless"))
+            step   length     rows
+               0        8       16
+           3,000    1,024       16
     endless
     """
     first, left_out, last = _shown(lines)
-    gap = [f"{'...':>{WIDTHS[0]}} {f'({left_out} more stages)':>40}"] if left_out else []
-    return "\n".join([_aligned(HEADINGS), *map(_text, first), *gap, *map(_text, last), summary])
+    head = [" ".join(f"{heading:>{WIDTHS[heading]}}" for heading in line) for line in lines[:1]]
+    gap = [f"{'...':>{WIDTHS['step']}} {f'({left_out} more stages)':>40}"] if left_out else []
+    return "\n".join([*head, *map(_text, first), *gap, *map(_text, last), summary])
 
 
 def html_table(lines: Sequence[Line], summary: str) -> str:
     """The same lines as an HTML table, ``summary`` as its caption."""
     first, left_out, last = _shown(lines)
-    gap = [f'<tr><td>...</td><td colspan="4">({left_out} more stages)</td></tr>'] if left_out else []
-    head = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
+    columns = len(lines[0]) if lines else 1
+    gap = [f'<tr><td>...</td><td colspan="{columns - 1}">({left_out} more stages)</td></tr>'] if left_out else []
+    head = "".join(f"<th>{heading}</th>" for line in lines[:1] for heading in line)
     body = "\n".join([*map(_html, first), *gap, *map(_html, last)])
     return f"<table>\n<caption>{summary}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
@@ -94,13 +104,9 @@ def _shown(lines: Sequence[Line]) -> tuple[Sequence[Line], int, Sequence[Line]]:
     return lines[:ENDS], len(lines) - 2 * ENDS, lines[-ENDS:]
 
 
-def _aligned(cells: Sequence[str]) -> str:
-    return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
-
-
 def _text(line: Line) -> str:
-    return _aligned([f"{number:,}" for number in line])
+    return " ".join(f"{f'{number:,}':>{WIDTHS[heading]}}" for heading, number in line.items())
 
 
 def _html(line: Line) -> str:
-    return "<tr>" + "".join(f"<td>{number:,}</td>" for number in line) + "</tr>"
+    return "<tr>" + "".join(f"<td>{number:,}</td>" for number in line.values()) + "</tr>"

@@ -67,11 +67,14 @@ class Layout:
         self.tokens_before: list[int] = []
         self.batches_before: list[int] = []  # of one rank
         self.pasts: list[Past] = []
+        self.sizes: list[tuple[int, int]] = []  # (start, rows or tokens of a batch times accumulation): what was asked for
 
     def append(self, start: int, length: int, size: int, accumulation: int) -> None:
         """Let these values hold from step ``start`` on."""
         self.check_budget(start, length, size)
         shape = (length, size // length if self.shape.budget else size, accumulation)
+        if not self.sizes or self.sizes[-1][1] != size * accumulation:
+            self.sizes.append((start, size * accumulation))
         if self.shapes and shape == self.shapes[-1]:
             return
         before, past = (0, 0, 0), Past()

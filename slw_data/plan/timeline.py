@@ -8,10 +8,10 @@ Read next: :mod:`slw_data.plan.plan`, which makes one of a schedule and a batch 
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
-from functools import cached_property
+from bisect import bisect_left, bisect_right
 
 from slw_data.arguments import integer
+from slw_data.cached import cached
 from slw_data.errors import ScheduleError
 from slw_data.plan.reading import ReadLayout
 from slw_data.plan.stages import Layout, Stage
@@ -64,6 +64,13 @@ class Timeline:
         """Batches of one rank before ``step``."""
         number, held = self._before(step)
         return self._layout.batches_before[number] + held * self._layout.shapes[number][2]
+
+    def batch(self, step: int) -> int:
+        """What a step is asked to hold on each rank: rows where the plan has ``batch_size``, and tokens where it has
+        ``tokens_per_batch``, times ``grad_accum_steps``. Lengths do not change it."""
+        self._find(step)
+        sizes = self._layout.sizes
+        return sizes[bisect_right(sizes, step, key=lambda one: one[0]) - 1][1]
 
     def step_at(self, tokens: int) -> int:
         """The step that delivers token ``tokens`` (counted from 0): the inverse of :meth:`tokens_before`."""
@@ -128,7 +135,7 @@ class Timeline:
         lengths = [length for length, _, _ in self._layout.shapes[:stop]]
         return [rows // self._parts for rows in self._layout.rows_before[:stop]], lengths
 
-    @cached_property
+    @cached
     def fingerprint(self) -> str:
         """What fixes every step's shape, in short: the lengths and global rows of all stages.
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from slw_data.sources.stores import TokenStore, check_parallel, open_tokens
-from slw_data.sources.stores.protocol import is_store
+from slw_data.sources.stores.protocol import Offsets, is_store
 from slw_data.sources.streams import DocumentStream, StoreDocuments, open_stream
 
 __all__ = ["Stores", "open_source"]
@@ -38,6 +38,11 @@ class Stores:
     @property
     def name(self) -> str:
         return self.columns["input_ids"].name
+
+    @property
+    def documents(self) -> Offsets | None:
+        """Where documents begin, and the end, int64; None where nobody knows."""
+        return self.columns["input_ids"].documents
 
     @property
     def fingerprint(self) -> str:

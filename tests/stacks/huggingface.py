@@ -21,7 +21,7 @@ from transformers import (
 )
 
 sys.path.append(str(Path(__file__).parents[2]))  # the checkout that this file is of, where it is not installed
-from slw_data import LinearSchedule, SLWDataset, SLWLoader
+from slw_data import LinearSchedule, SLWDataset, SLWLoader, StagedSchedule
 from slw_data.integrations.huggingface import SLWTrainer, SLWTrainerMixin
 
 SCHEDULE = LinearSchedule(SHORT, LONG, warmup_steps=WARMUP, multiple_of=4)
@@ -201,6 +201,10 @@ def shuffle_buffer(**args):
     warnings.filterwarnings("ignore", "this run cannot be resumed exactly")
     SLWTrainer(gpt2(), arguments(**args), train_dataset=dataset(source, steps=3)).train()
     return "trained"
+
+
+def changing_accumulation():
+    SLWTrainer(gpt2(), arguments(), train_dataset=dataset(grad_accum_steps=StagedSchedule([1, 2], [3])))
 
 
 def too_early():

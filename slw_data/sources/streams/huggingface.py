@@ -9,13 +9,13 @@ import copy
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import get_worker_info
 
+from slw_data.cached import cached
 from slw_data.errors import DataError, StateError, warn
 from slw_data.sources.streams.blocks import Draft, joined, sealed
 from slw_data.sources.streams.documents import TokenDocuments, check_not_negative, signed_64
@@ -52,7 +52,7 @@ class HuggingFaceStream:
         """Names of the per-token columns."""
         return self.documents.columns
 
-    @cached_property
+    @cached
     def fingerprint(self) -> str:
         """Features and shards of the whole dataset, what is done with its rows, and the order where that is random."""
         chain = self.source._ex_iterable

@@ -9,9 +9,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar
 
+from slw_data.cached import cached
 from slw_data.errors import DataError, StateError
 from slw_data.sources.streams.blocks import Entry, marked, pack, sealed
 from slw_data.sources.streams.documents import TokenDocuments
@@ -42,7 +42,7 @@ class ItemStream(ABC):
         """Names of the per-token columns."""
         return self.documents.columns
 
-    @cached_property
+    @cached
     def fingerprint(self) -> str:
         """What is read, and what is done with it. Where there is an index, this reads some documents."""
         return self._mark() + options_mark(self.documents, self.append_eos)

@@ -1,0 +1,86 @@
+"""Diversity: of how many documents some steps hold tokens, known before anything is read.
+
+What lanes have delivered after some steps are pieces of the store; where these lie is arithmetic. Of a store that knows
+where its documents begin, those in the pieces are counted; of one that only has so many, the expected number is given.
+
+Read next: :mod:`slw_data.batch.chunk`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from slw_data.order.permutation import Ints
+from slw_data.order.store import StoreOrder
+
+__all__ = ["describe_order", "documents_in", "neighbours", "pieces_of"]
+
+_STEPS = 100
+
+
+def pieces_of(order: StoreOrder, steps: int) -> tuple[Ints, Ints]:
+    """``(starts, sizes)`` of the pieces of the store that the run's first ``steps`` steps hold, int64 (pieces,), ascending.
+    Beyond an epoch nothing is added."""
+    lanes, reader = order.lanes, order.reader()
+    total = order.plan.total_steps
+    numbers = np.arange(lanes.num_lanes)
+    held = np.minimum(reader.delivered(steps if total is None else min(steps, total)), lanes.epoch_tokens(numbers))
+    if lanes.in_order:
+        return np.zeros(1, np.int64), held
+    in_blocks = np.minimum(held, lanes.blocks * lanes.block_size)
+    counts = -(-in_blocks // lanes.block_size) + (held > in_blocks)  # of each lane: its blocks, and maybe its tail
+    lane = np.repeat(numbers, counts)
+    turn = np.arange(len(lane)) - np.repeat(np.cumsum(counts) - counts, counts)
+    left = held[lane] - turn * lanes.block_size
+    sizes = np.where(turn < lanes.blocks, np.minimum(left, lanes.block_size), left)
+    starts = lanes.piece_starts(lane, turn)
+    ascending = np.argsort(starts)
+    return _touching(starts[ascending], sizes[ascending])
+
+
+def _touching(starts: Ints, sizes: Ints) -> tuple[Ints, Ints]:
+    """The same pieces, those that touch made one."""
+    begins = np.ones(len(starts), np.bool_)
+    begins[1:] = starts[1:] != starts[:-1] + sizes[:-1]
+    total: Ints = np.add.reduceat(sizes, np.flatnonzero(begins)) if len(starts) else sizes
+    return starts[begins], total
+
+
+def documents_in(starts: Ints, sizes: Ints, documents: Ints | int, num_tokens: int) -> float:
+    """Distinct documents in these pieces, ascending, of a store of ``num_tokens`` tokens. ``documents``: where they begin, and
+    the end, and they are counted; or how many there are, and it is the number to expect.
+
+    If documents begin anywhere alike, once in m tokens (a Poisson process), another begins in a piece of n tokens (n - 1) / m
+    times, and none between two pieces that are g tokens apart with the probability exp(-g / m): they share one then.
+    """
+    if isinstance(documents, int):
+        size = num_tokens / documents
+        shared = np.exp(-(starts[1:] - starts[:-1] - sizes[:-1] + 1) / size).sum()
+        return float(min(len(starts) + (sizes - 1).sum() / size - shared, documents))
+    begins = np.unique(documents)  # without documents that have no token
+    first = np.searchsorted(begins, starts, side="right") - 1
+    last = np.searchsorted(begins, starts + sizes, side="left") - 1
+    seen = np.maximum.accumulate(np.concatenate([[-1], last[:-1]]))  # the last document of the pieces before
+    return float(np.maximum(last - np.maximum(first, seen + 1) + 1, 0).sum())
+
+
+def neighbours(rows: int, length: int, documents: int, remedy: str) -> str:
+    """The warning of a first step whose rows are neighbours."""
+    return (
+        f"in stream order the first step has {rows:,} rows of {length:,} tokens from {documents:,}"
+        f" {'document' if documents == 1 else 'documents'}, and the next steps read on there, which is worse to train on than"
+        f" rows from {rows:,} documents: write {remedy}"
+    )
+
+
+def describe_order(order: StoreOrder, documents: Ints | int | None) -> str:
+    """Where the tokens of a step and of 100 steps come from, in a line."""
+    found = [pieces_of(order, steps) for steps in (1, _STEPS)]
+    if documents is None:
+        one, many = (f"{len(starts):,}" for starts, _ in found)
+        where = f"a step is read from {one} {'place' if one == '1' else 'places'} of the store, {_STEPS} steps from {many}"
+    else:
+        count, about = (documents, "about ") if isinstance(documents, int) else (len(np.unique(documents)) - 1, "")
+        one, many = (f"{documents_in(*pieces, documents, order.lanes.num_tokens):,.0f}" for pieces in found)
+        where = f"a step has tokens of {about}{one} of {count:,} documents, {_STEPS} steps of {about}{many}"
+    return f"{order.fingerprint}: {where}"
