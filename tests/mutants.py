@@ -65,22 +65,22 @@ FAULTS = [
         "order/documents.py",
         "self.whole else (batch + 1) * self.plan",
         "self.whole else batch * self.plan",
-        "resume",
+        "dataset_streams",
     ),
     ("a stream is read a step too little", "order/documents.py", "for done in range(step):", "for done in range(step - 1):", "resume"),
     ("rows within a step are not counted", "state.py", "(at.step) + self.rows_within(at)", "(at.step)", "resume"),
     ("a place within a micro-batch is taken", "state.py", "    if rest:\n", "    if False:\n", "resume"),
-    ("a step is handed out before it is whole", "loader.py", "if self.position.batch == 0:", "if True:", "loader"),
-    ("a step is handed out with those before", "loader.py", "                batches = []\n", "", "loader"),
-    ("a thread goes on after close", "delivery/reading.py", "while self._thread.is_alive():", "while False:", "loader"),
-    ("a stream is sought beside its reader", "loader.py", "self.close()  # what reads ahead", "# what reads ahead", "resume"),
-    ("a loader does not see what its dataset loads", "dataset.py", "self.loads += 1", "self.loads += 0", "resume"),
+    ("a step is handed out before it is whole", "loader.py", "if self.position.batch == 0:", "if True:", "growing_batches"),
+    ("a step is handed out with those before", "loader.py", "                batches = []\n", "", "growing_batches"),
+    ("a thread goes on after close", "delivery/reading.py", "while self._thread.is_alive():", "while False:", "shared_state"),
+    ("a stream is sought beside its reader", "loader.py", "self.close()  # what reads ahead", "# what reads ahead", "shared_state"),
+    ("a loader does not see what its dataset loads", "dataset.py", "self.loads += 1", "self.loads += 0", "shared_state"),
     (
         "a dataset overrules a loader that has moved",
         "loader.py",
         "self._last, self._loads = (at, 0), None",
         "self._last = at, 0",
-        "resume",
+        "shared_state",
     ),
     # documents
     (
@@ -132,7 +132,7 @@ FAULTS = [
         "if number % (num_workers + 1) == worker:",
         "loader",
     ),
-    ("workers all read everything", "batch/streamed.py", "number % num_workers == worker, list", "True, list", "loader"),
+    ("workers all read everything", "batch/streamed.py", "number % num_workers == worker, list", "True, list", "dataset_ranks"),
     ("ranks swapped", "order/store.py", "* world + rank) * rows", "* world + world - 1 - rank) * rows", "rows"),
     (
         "every rank is rank 0 of a stream",
@@ -178,7 +178,7 @@ FAULTS = [
         "starts[:, spans.within[jumps][spans.within[jumps] < starts.shape[1]]] = True",
         "rows",
     ),
-    ("pieces that go on are jumps", "order/spans.py", "if not goes_on.any():", "if True:", "rows"),
+    ("pieces that go on are jumps", "order/spans.py", "if not goes_on.any():", "if True:", "shared_state"),
     (
         "a second piece is put over the first",
         "batch/reading.py",
@@ -221,7 +221,7 @@ FAULTS = [
         "dataset",
     ),
     # the rest
-    ("the rest begins a step late", "order/store.py", "True, key=too_few)", "True, key=too_few) + 1", "lanes"),
+    ("the rest begins a step late", "order/store.py", "True, key=too_few)", "True, key=too_few) + 1", "rows"),
     (
         "the rest begins a step early",
         "order/store.py",
@@ -257,7 +257,7 @@ FAULTS = [
         "order/store.py",
         "if self.rest is not None and step >= self.rest.step:",
         "if False:",
-        "dataset",
+        "shared_state",
     ),
     ("a state forgets that it is in the rest", "state.py", '"rest": self.batches.rest(at),', '"rest": None,', "state"),
     ("the rest begins with its first step's state", "batch/stored.py", "> (rest.step, 0)", ">= (rest.step, 0)", "state"),
@@ -306,7 +306,7 @@ FAULTS = [
         "return rows * self.world_size",
         "plan",
     ),
-    ("batches before a step are steps", "plan/timeline.py", "held * self._layout.shapes[number][2]", "held", "plan"),
+    ("batches before a step are steps", "plan/timeline.py", "held * self._layout.shapes[number][2]", "held", "growing_batches"),
     ("a part of the data counts as the whole", "plan/plan.py", "_parts=self._parts * self.world_size", "_parts=1", "plan"),
     (
         "rows before a change of rows are the new ones",
@@ -320,7 +320,7 @@ FAULTS = [
         "plan/stages.py",
         "rows = held * last_rows * last_accumulation",
         "rows = held * last_rows * accumulation",
-        "plan",
+        "growing_batches",
     ),
     ("a change of rows alone is no stage", "plan/stages.py", "shape == self.shapes[-1]:", "length == self.shapes[-1][0]:", "plan"),
     (
