@@ -89,6 +89,32 @@ def naive_plan(
     return steps
 
 
+StepFunction = tuple[str, Callable[[int], int]]  # "steps" or "tokens": what it is a function of
+
+
+def naive_joint(
+    length: StepFunction,
+    size: StepFunction,
+    accumulation: StepFunction,
+    *,
+    steps: int,
+    world_size: int = 1,
+    budget: bool = False,
+) -> list[tuple[int, int, int, int, int]]:
+    """``(length, rows of a batch, batches of a rank, rows before, tokens before)`` of each step, where all may change: each is
+    asked with the step, or with the tokens that all ranks have delivered before it. ``budget``: ``size`` is in tokens."""
+    found, rows_before, before = [], 0, 0
+    for step in range(steps):
+        now, many, batches = (f(step if unit == "steps" else before) for unit, f in (length, size, accumulation))
+        rows = many // now if budget else many
+        found.append((now, rows, batches, rows_before, before))
+        for _ in range(batches):
+            for _ in range(world_size):
+                rows_before += rows
+                before += rows * now
+    return found
+
+
 # -- order of a store -------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +179,13 @@ def naive_batches(
                     taken[lane], r = taken[lane] + length, r + 1
         run.append(step)
     return run
+
+
+def naive_rows(lanes: Sequence[Sequence[int]], steps: Iterable[tuple[int, int]], *, look: int, rest: bool) -> list[list[Row]]:
+    """The rows of each step, given as ``(length, rows of all ranks)``, as in :func:`naive_batches`."""
+    shapes = [(length, rows) for length, rows in steps]
+    run = naive_batches(lanes, shapes, look=look, rest=rest)
+    return [batches[0][0] for batches in run]
 
 
 # -- order of a stream ------------------------------------------------------------------------------------------------
