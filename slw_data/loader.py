@@ -31,9 +31,6 @@ from slw_data.order.position import Position
 
 __all__ = ["SLWLoader"]
 
-# In a forked child: what read ahead in its parent. Dropping it here would end the parent's worker processes.
-_PARENTS: list[Any] = []
-
 
 class SLWLoader:
     """Iterate ``dataset``: ``for batch in SLWLoader(dataset): ...``, in any training loop.
@@ -137,14 +134,14 @@ class SLWLoader:
                     raise StateError(
                         "the loader was reset, sought or loaded after this iterator was made: go on with iter(loader)"
                     )
-                if self._source is not None and not self._source.alive:
-                    _PARENTS.append(self._source)
-                    self._source = None
                 if self._source is None:
                     self._source = self._open()
                 made = self._source.take()
                 if made is None:
-                    break
+                    if self._source.alive:
+                        break
+                    self.close()  # this is a forked child: it reads for itself
+                    continue
                 batch = _pinned(made[2]) if pin else made[2]
                 delivered, self._last, self._loads = True, made[:2], None
                 yield batch
