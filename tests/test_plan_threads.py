@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from slw_data import LinearSchedule, SequenceLengthPlan, SLWDataset, SLWLoader, open_tokens
+from slw_data import SequenceLengthPlan, SLWDataset, SLWLoader, open_tokens
 
 
 @pytest.fixture
@@ -57,32 +57,6 @@ def test_the_step_of_a_token_is_found_while_another_thread_reads_on(often):
             assert plan.step_at(before[step]) == step == plan.step_at(before[step + 1] - 1)
             assert plan.tokens_before(step) == before[step]
         thread.join()
-
-
-def test_loaders_of_one_shuffled_dataset_never_disturb_each_other(often):
-    dataset = SLWDataset(
-        np.arange(30_000), LinearSchedule(8, 64, warmup_steps=60), batch_size=8, shuffle=True, num_lanes=16
-    )
-    whole = [batch["input_ids"].tolist() for batch in SLWLoader(dataset, prefetch=0)]
-    wrong, generator = [], np.random.default_rng(0)
-
-    def read(starts):
-        try:
-            for start in starts:
-                loader = SLWLoader(dataset, prefetch=0)
-                loader.seek(start)
-                wrong.extend(start for n, batch in enumerate(loader, start) if batch["input_ids"].tolist() != whole[n])
-        except Exception as error:
-            wrong.append(error)
-
-    threads = [
-        threading.Thread(target=read, args=(generator.integers(0, len(whole), 12).tolist(),)) for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert wrong == []
 
 
 class Interrupted:
