@@ -41,7 +41,7 @@ from tune_warmup import LONGEST, Texts, Training, read_texts
 from slw_data import ConstantSchedule, LinearSchedule
 from slw_data.training import LossRatio, adam_variance
 
-ARMS = {"full length": ConstantSchedule(LONGEST), "warmup": LinearSchedule(8, LONGEST, warmup_fraction=0.3)}
+ARMS = ("full length", "warmup")
 COLORS = {"full length": "C0", "warmup": "C1"}
 MEASURES = {
     "loss_ratio": "largest ratio of a held-out loss\nto the best before it",
@@ -84,8 +84,9 @@ class Outcome:
 def train(texts: Texts, size: Size, arm: str, rows: int, rate: float, seed: int) -> Outcome:
     """One run. The learning rate falls to a tenth with the tokens that are done."""
     tokens = size.steps * rows * LONGEST
+    schedule = LinearSchedule(8, LONGEST, warmup_tokens=3 * tokens // 10) if arm == "warmup" else ConstantSchedule(LONGEST)
     training = Training(
-        texts, ARMS[arm], rows=rows, rate=rate, seed=seed, decay=lambda done: max(0.1, 1 - done), total_tokens=tokens
+        texts, schedule, rows=rows, rate=rate, seed=seed, decay=lambda done: max(0.1, 1 - done), total_tokens=tokens
     )
     ratio, maximum, step = LossRatio(), 0.0, 0
     for step, loss in enumerate(training.steps(), 1):

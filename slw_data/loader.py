@@ -31,9 +31,6 @@ from slw_data.order.position import Position
 
 __all__ = ["SLWLoader"]
 
-# In a forked child: what read ahead in its parent. Dropping it here would end the parent's worker processes.
-_PARENTS: list[Any] = []
-
 
 class SLWLoader:
     """Iterate ``dataset``: ``for batch in SLWLoader(dataset): ...``, in any training loop.
@@ -142,14 +139,14 @@ class SLWLoader:
                         "the dataset has loaded a state that this loader does not see, as it has moved since it was made: load"
                         " it into the loader, loader.load_state_dict(state)"
                     )
-                if self._source is not None and not self._source.alive:
-                    _PARENTS.append(self._source)
-                    self._source = None
                 if self._source is None:
                     self._source = self._open()
                 made = self._source.take()
                 if made is None:
-                    break
+                    if self._source.alive:
+                        break
+                    self.close()  # this is a forked child: it reads for itself
+                    continue
                 batch = _pinned(made[2]) if pin else made[2]
                 delivered, self._last = True, made[:2]
                 self._loads, self._moved = self.dataset.loads, True

@@ -197,7 +197,7 @@ def test_the_notebook_falls_back_to_the_repr_where_no_stages_are_known():
 
 def test_of_many_lines_the_first_and_last_ten_are_shown():
     for count, left_out in ((21, 0), (22, 2), (1000, 980)):
-        numbers = [(i, 8, 2, 16, 16 * i) for i in range(count)]
+        numbers = [{"step": i, "length": 8, "rows": 2, "tokens/step": 16, "tokens before": 16 * i} for i in range(count)]
         shown = range(count) if not left_out else [*range(10), *range(count - 10, count)]
         text, html = text_table(numbers, "end").splitlines(), html_table(numbers, "end")
         assert [line.split()[0] for line in text[1:-1] if "more" not in line] == [f"{i:,}" for i in shown]

@@ -24,6 +24,18 @@ __all__ = ["Direct", "Threaded", "Workers"]
 
 _LOOKS_AFTER = 0.01  # seconds of waiting for a chunk that is given up, after which to see whether the thread has ended
 
+_of_parents: list[Messages] = []
+_forks = 0  # between this process and the first: asking the system for the process would take longer than making a batch
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
 Build = Callable[[Chunk], Iterator[Batch]]
 Chunks = Generator[Chunk, None, "int | None"]
 
@@ -35,20 +47,22 @@ class Direct:
         self._chunks, self._build = chunks, build
         self._chunk: Chunk | None = None
         self._batches: Iterator[tuple[int, Batch]] = iter(())
-        self._process = os.getpid()
+        self._forks = _forks
         self.left: int | None = None
 
     @property
     def alive(self) -> bool:
         """Whether it can be taken from. In a child of the process that opened it the thread and workers do not exist."""
-        return os.getpid() == self._process
+        return self._forks == _forks
 
     def take(self) -> tuple[Chunk, int, Batch] | None:
-        """The next batch, with its chunk and its place there; None at the end."""
+        """The next batch, with its chunk and its place there; None at the end, and where it is not :attr:`alive`."""
         while True:
             for index, batch in self._batches:
                 assert self._chunk is not None
                 return self._chunk, index, batch
+            if not self.alive:
+                return None
             try:
                 self._chunk = next(self._chunks)
             except StopIteration as end:
@@ -124,3 +138,7 @@ class Workers(Direct):
         if self.alive:
             self._messages.close()
         super().close()
+
+    def __del__(self) -> None:
+        if not self.alive:  # dropping the messages here would end the workers of the parent
+            _of_parents.append(self._messages)

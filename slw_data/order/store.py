@@ -99,6 +99,11 @@ class StoreOrder:
         """
         rows, world, lanes = stage.rows, self.plan.world_size, self.lanes.num_lanes
         self._check_reach(stage, self._step(stage, batches[-1]) + 1)
+        if self.lanes.in_order and world == 1:  # a single run, as a rule without a jump
+            width = len(batches) * rows * stage.length + look
+            start = (stage.tokens_before + batches.start * rows * stage.length) % self.lanes.num_tokens
+            if start + width <= self.lanes.num_tokens:
+                return Spans(1, width, look, np.array([start]))
         first, cycle = stage.rows_before + (batches.start * world + rank) * rows, world * rows
         rest = self.rest if self.rest is not None and self._step(stage, batches.start) >= self.rest.step else None
         by_lane = False

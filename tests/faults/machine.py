@@ -18,7 +18,7 @@ from tests.faults.tally import Tally
 from tests.faults.topology import wrong
 
 BAD = 1 << 20  # above the vocabulary
-FIELDS = ("step", "batch", "rows", "tokens", "epoch", "plan", "source", "order", "checksum")  # of a state
+FIELDS = ("step", "batch", "rows", "tokens", "epoch", "past", "source", "order", "rest", "checksum")  # of a state
 
 
 def anything(tally: Tally, small: bool) -> None:
@@ -93,7 +93,7 @@ class Machine(RuleBasedStateMachine):
     def damaged_state(self, data: st.DataObject, key: str) -> None:
         state = json.loads(data.draw(st.sampled_from(self.saved))[1])
         more = data.draw(st.sampled_from([-1, 1, 1 << 40]))
-        state[key] = f"{state[key]} " if isinstance(state[key], str) else state[key] + more
+        state[key] = f"{state[key]} " if isinstance(state[key], str) else (state[key] or 0) + more
         before = self.loader.state_dict()
         try:
             self.loader.load_state_dict(state)
