@@ -117,6 +117,8 @@ class SLWDataset(IterableDataset[Batch]):
         self._at, self._ended = self.run.batches.begin, False
         self._left: int | None = None
         self._phase: int | None = None
+        self._begin: tuple[Position, int | None] | None = None  # in a worker: where each loop begins, unless a state is loaded
+        self._begun = False
         self.loads = 0  # how often a state was loaded, for loaders that were made before
         # Set by workers, seen by the parent. Memory without a file: one would be left in /dev/shm by a process that is killed.
         self._read_elsewhere = torch.frombuffer(mmap.mmap(-1, 1), dtype=torch.uint8)
@@ -186,6 +188,10 @@ class SLWDataset(IterableDataset[Batch]):
             return self._iterate(self._at, 0, 1, None)
         self.mark_read_elsewhere()
         self.run.check_workers(info.num_workers)
+        begin = self._keep_begin()
+        if self._begun:  # a persistent worker has made more batches than were delivered, and nobody tells it how many
+            self._at, self._phase = begin
+        self._begun = True
         phase = info.id if self._phase is None else self._phase
         return self._iterate(self._at, phase, info.num_workers, 1)
 
@@ -201,6 +207,11 @@ class SLWDataset(IterableDataset[Batch]):
                 self._at = chunk.position(i)
                 self._phase = num_workers - 1 if num_workers > 1 else None  # this worker's next batch is so much further
                 yield batch
+
+    def _keep_begin(self) -> tuple[Position, int | None]:
+        if self._begin is None:
+            self._begin = self._at, self._phase
+        return self._begin
 
     def set_epoch(self, epoch: int) -> None:
         """ValueError: only those call it who would deal or batch again, as Accelerate's and the Trainer's loaders do."""
@@ -244,17 +255,21 @@ class SLWDataset(IterableDataset[Batch]):
         Raises StateError, and changes nothing, if any field does not fit this run; ``strict=False`` only warns where the
         plan, the source or the order differ.
         """
-        state, worker = dict(state_dict), get_worker_info() is not None
+        state, info = dict(state_dict), get_worker_info()
         phase = state.pop("worker_phase", None)
-        if phase is not None and not worker:
+        workers = 0 if info is None else info.num_workers
+        if phase is not None and (type(phase) is not int or not 0 <= phase < workers):
             raise StateError(
-                f"worker_phase={phase} marks the state of one DataLoader worker: load it through a StatefulDataLoader with as"
-                " many workers, or save the state of an SLWLoader, which fits any number"
+                f"worker_phase={phase} marks the state of one DataLoader worker, and there are {workers} here: load it through"
+                " a StatefulDataLoader with as many workers, or save the state of an SLWLoader, which fits any number"
             )
-        if not worker and self._read_elsewhere.item():
+        if info is None and self._read_elsewhere.item():
             raise StateError(
                 "this dataset is read by DataLoader workers or by an SLWLoader, which would not see the state: load it into the"
                 " loader, loader.load_state_dict(state)"
             )
-        self._at, self._phase, self._ended = self.run.parse(state, strict=strict), phase, False
+        at = self.run.parse(state, strict=strict)
+        if info is not None:
+            self._keep_begin()
+        self._at, self._phase, self._ended, self._begun = at, phase, False, False
         self.loads += 1

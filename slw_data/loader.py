@@ -74,7 +74,7 @@ class SLWLoader:
         self._worker_options = options
         self._source: Direct | Threaded | Workers | None = None
         self._last: tuple[Position | Chunk, int] = dataset.position, 0
-        self._loads: int | None = dataset.loads  # None: this loader has moved, and what the dataset loads comes too late
+        self._loads, self._moved = dataset.loads, False  # once this loader has moved, what the dataset loads comes too late
         self._moves = self._iterators = 0
         self._warned = self._ended = False
         self._left: int | None = None
@@ -134,6 +134,11 @@ class SLWLoader:
                     raise StateError(
                         "the loader was reset, sought or loaded after this iterator was made: go on with iter(loader)"
                     )
+                if self._moved and self._loads != self.dataset.loads:
+                    raise StateError(
+                        "the dataset has loaded a state that this loader does not see, as it has moved since it was made: load"
+                        " it into the loader, loader.load_state_dict(state)"
+                    )
                 if self._source is None:
                     self._source = self._open()
                 made = self._source.take()
@@ -143,7 +148,8 @@ class SLWLoader:
                     self.close()  # this is a forked child: it reads for itself
                     continue
                 batch = _pinned(made[2]) if pin else made[2]
-                delivered, self._last, self._loads = True, made[:2], None
+                delivered, self._last = True, made[:2]
+                self._loads, self._moved = self.dataset.loads, True
                 yield batch
                 if bar is not None:
                     bar.show(self.sequence_length, self.tokens_seen)
@@ -181,7 +187,7 @@ class SLWLoader:
     @property
     def position(self) -> Position:
         """Where the run stands after the last delivered batch."""
-        if self._loads is not None and self._loads != self.dataset.loads:
+        if not self._moved and self._loads != self.dataset.loads:
             return self.dataset.position  # loaded into the dataset after this loader was made
         last, index = self._last
         return last if isinstance(last, Position) else last.position(index)
@@ -217,7 +223,9 @@ class SLWLoader:
 
     def _move(self, at: Position) -> None:
         self.close()
-        self._last, self._loads = (at, 0), None
+        self.dataset.mark_read_elsewhere()
+        self._last = at, 0
+        self._loads, self._moved = self.dataset.loads, True
         self._moves += 1
         self._warned = self._ended = False
         self._left = None

@@ -23,12 +23,15 @@ from typing import NamedTuple
 import numpy as np
 
 from slw_data.cached import cached
+from slw_data.errors import ScheduleError
 from slw_data.order.lanes import LaneReader, Lanes
 from slw_data.order.permutation import Ints
 from slw_data.order.spans import Spans, joined
 from slw_data.plan import SequenceLengthPlan, Stage
 
 __all__ = ["Rest", "StoreOrder"]
+
+_MOST_TOKENS = (1 << 63) - 1  # offsets are int64
 
 
 class Rest(NamedTuple):
@@ -81,6 +84,7 @@ class StoreOrder:
             tokens = self.plan.tokens_before(step) + (rows * self.plan.length(step) if rows else 0)
             return tokens // self.lanes.num_tokens
         stage, reader = self.plan.stage_at(step), self.reader()
+        self._check_reach(stage, step)
         row = np.array([self.plan.rows_before(step) + rows])
         if self.rest is not None and step >= self.rest.step:
             _, lanes, offsets, _ = self._in_rest(self.rest, stage, row, 1)
@@ -94,6 +98,7 @@ class StoreOrder:
         They must all come before the rest, or all be of it: see :meth:`limit`.
         """
         rows, world, lanes = stage.rows, self.plan.world_size, self.lanes.num_lanes
+        self._check_reach(stage, self._step(stage, batches[-1]) + 1)
         if self.lanes.in_order and world == 1:  # a single run, as a rule without a jump
             width = len(batches) * rows * stage.length + look
             start = (stage.tokens_before + batches.start * rows * stage.length) % self.lanes.num_tokens
@@ -116,6 +121,12 @@ class StoreOrder:
         run, starts_, sizes = self._cut(reader, *where)
         alone = run if len(run) != len(starts) or (sizes != width + look).any() else None
         return Spans(len(starts), width + look, look, starts_, None if alone is None else sizes, alone, by_lane)
+
+    def _check_reach(self, stage: Stage, step: int) -> None:
+        """ScheduleError for a ``step`` of ``stage`` with more tokens before it than an int64 counts."""
+        each = stage.length * stage.rows * stage.grad_accum_steps * self.plan.world_size
+        if stage.tokens_before + (step - stage.start) * each > _MOST_TOKENS:
+            raise ScheduleError(f"a run over a store has fewer than 2^63 tokens, and step {step} comes after more")
 
     def limit(self, stage: Stage, batch: int) -> int | None:
         """The batch of ``stage`` at which the rest begins, if that is after ``batch``."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from slw_data.arguments import integer
@@ -69,10 +70,16 @@ class ReadLayout(Layout):
             try:
                 samples.append((step, *self._sample(step)))
             except ScheduleError:
-                if step == 0:
+                if step == 0 or self._is_sampled(step):  # a signal's handler may have raised within the callable
                     raise
                 break
         return samples
+
+    def _is_sampled(self, step: int) -> bool:
+        with suppress(ScheduleError):
+            self._sample(step)
+            return True
+        return False
 
     def _sample(self, step: int) -> tuple[int, Any]:
         values = [

@@ -106,7 +106,7 @@ class Layout:
 
     def find_tokens(self, tokens: int) -> int:
         """The number of the stage that delivers token ``tokens``."""
-        return bisect_right(self.tokens_before, tokens) - 1
+        return bisect_right(self.tokens_before, tokens, hi=len(self.starts)) - 1
 
     def known_to(self, step: int) -> int | None:
         """The step up to which the open stage is known to hold; None: for ever. ``step`` is known then."""

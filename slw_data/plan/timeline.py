@@ -184,6 +184,7 @@ class Timeline:
     def _stage(self, number: int) -> Stage:
         layout = self._layout
         start = layout.starts[number]
-        stop = layout.starts[number + 1] if number + 1 < len(layout.starts) else layout.known_to(start)
+        known = layout.known_to(start)  # before the look at what follows: others may read on meanwhile
+        stop = layout.starts[number + 1] if number + 1 < len(layout.starts) else known
         before = layout.rows_before[number] // self._parts, layout.tokens_before[number] // self._parts
         return Stage(start, stop, *layout.shapes[number], *before)

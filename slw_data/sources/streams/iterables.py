@@ -22,6 +22,7 @@ from slw_data.sources.streams.documents import digest
 from slw_data.sources.streams.items import ItemStream, check_block, item_number, saved_fields, set_epoch
 from slw_data.sources.streams.marks import code_mark, documents_mark
 from slw_data.sources.streams.protocol import Block
+from slw_data.sources.streams.turns import turns_of
 
 
 def undivided(start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
@@ -134,13 +135,16 @@ class StatefulStream(IterableStream):
     _initial: tuple[Any] | None = None  # in a tuple because it may be None
     _counts: bool = False
 
+    def __post_init__(self) -> None:
+        self._turns = turns_of(self.source)
+
     def blocks(self, epoch: int, position: Any = None) -> Iterator[Block]:
         """The blocks of pass ``epoch``. Raises StateError for a position that is not one of this kind of source."""
         if isinstance(position, dict) and "digest" in position:
-            return self._counted().blocks(epoch, position)
+            return self._turns.take(self._counted().blocks(epoch, position), self.name)
         if position is not None:
             self._first(position)
-        return self._blocks(epoch, position)
+        return self._turns.take(self._blocks(epoch, position), self.name)
 
     def _blocks(self, epoch: int, position: Any) -> Iterator[Block]:
         """In a generator: between the question for a state and the first item nothing else happens."""
