@@ -25,8 +25,8 @@ FAULTS = [
     (
         "state frozen after a resume",
         "loader.py",
-        "delivered, self._last, self._loads = True, made[:2], None",
-        "delivered, self._loads = True, None",
+        "delivered, self._last = True, made[:2]",
+        "delivered = True",
         "resume",
     ),
     (
@@ -90,10 +90,18 @@ FAULTS = [
     (
         "a dataset overrules a loader that has moved",
         "loader.py",
-        "self._last, self._loads = (at, 0), None",
-        "self._last = at, 0",
-        "shared_state",
+        "if not self._moved and self._loads",
+        "if self._loads",
+        "loops_again",
     ),
+    (
+        "a state that comes too late is passed over",
+        "loader.py",
+        "if self._moved and self._loads",
+        "if False and self._loads",
+        "loops_again",
+    ),
+    ("a worker that lives on begins where it has read to", "dataset.py", "if self._begun:", "if False:", "loops_again"),
     (
         "a copy of a loader begins anew",
         "loader.py",
@@ -101,7 +109,13 @@ FAULTS = [
         '"_last": (Position(), 0), "_iterators"',
         "shared_state",
     ),
-    ("a forked child ends its parent's workers", "loader.py", "_PARENTS.append(self._source)", "pass", "shared_state"),
+    (
+        "a forked child ends its parent's workers",
+        "delivery/reading.py",
+        "_of_parents.append(self._messages)",
+        "pass",
+        "shared_state",
+    ),
     # documents
     (
         "carry off by one",
@@ -144,6 +158,13 @@ FAULTS = [
         "resume",
     ),
     ("epoch lost", "order/dealing.py", "self._epoch, self._barren = self._epoch + 1, True", "self._barren = True", "dealing"),
+    (
+        "a source with one position serves two",
+        "sources/streams/turns.py",
+        "if mine != self._number:",
+        "if False:",
+        "loops_again",
+    ),
     # who makes which batch
     (
         "worker stride off",
@@ -211,6 +232,13 @@ FAULTS = [
         "batch/chunk.py",
         ".transpose(1, 2, 0, 3)",
         ".transpose(1, 0, 2, 3)",
+        "rows",
+    ),
+    (
+        "a run in order goes on beyond the store",
+        "order/store.py",
+        "if start + width <= self.lanes.num_tokens:",
+        "if True:",
         "rows",
     ),
     # the lanes of a store
