@@ -118,14 +118,9 @@ class SLWLoader:
         chunks = run.batches.chunks(self.position, 0, 1, None)
         return Threaded(chunks, run.build, self.prefetch) if self.prefetch else Direct(chunks, run.build)
 
-    def _progress(self) -> Progress | None:
-        if not self.progress or self.dataset.dp_rank:
-            return None
-        return Progress(self.dataset.num_batches, self.dataset.plan.batches_before(self.position.step) + self.position.batch)
-
     def _deliver(self, moves: int) -> Iterator[Batch]:
         """Batches from the position on, until they end or the loader is moved. Several iterators share what is read."""
-        delivered, bar = False, self._progress()
+        delivered, bar = False, Progress(self.dataset.run, self.position) if self.progress else None
         pin = self.pin_memory and torch.cuda.is_available()
         self._iterators += 1
         try:
@@ -149,7 +144,8 @@ class SLWLoader:
                     continue
                 batch = _pinned(made[2]) if pin else made[2]
                 delivered, self._last = True, made[:2]
-                self._loads, self._moved = self.dataset.loads, True
+                if not self._moved:
+                    self._loads, self._moved = self.dataset.loads, True
                 yield batch
                 if bar is not None:
                     bar.show(self.sequence_length, self.tokens_seen)

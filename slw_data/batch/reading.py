@@ -27,6 +27,7 @@ __all__ = ["BlockTokens", "Reading", "StoreTokens", "Tokens"]
 
 Marks = npt.NDArray[np.bool_]
 
+_SHORT = 256  # tokens of a span below which reading it costs more than looking each of them up
 _APART = 32  # tokens between runs in memory: a distance that is a power of two would put all of them in the same cache sets
 
 
@@ -135,8 +136,20 @@ class StoreTokens:
             whole[:] = False
         cut = np.flatnonzero(~whole)
         ranges = (spans.run, spans.within, spans.starts, spans.sizes)
+        if spans.sizes[cut].sum() < _SHORT * len(cut):
+            self._fill_by_tokens(store, out, *(values[cut] for values in ranges))
+            return
         for run, at, start, size in zip(*(values[cut].tolist() for values in ranges), strict=True):
             out[run, at : at + size] = store.read(start, start + size)
+
+    @staticmethod
+    def _fill_by_tokens(store: TokenStore, out: Array, run: Ints, within: Ints, starts: Ints, sizes: Ints) -> None:
+        """Fill in many short spans at once: token k of all of them lies ``k - first`` behind the start of its own span."""
+        first = np.cumsum(sizes) - sizes
+        offsets = np.arange(int(sizes.sum())) - np.repeat(first, sizes)
+        tokens = np.empty((len(offsets), 1), out.dtype)
+        store.gather(np.repeat(starts, sizes) + offsets, 1, tokens)
+        out[np.repeat(run, sizes), np.repeat(within, sizes) + offsets] = tokens[:, 0]
 
     def mark(self, spans: Spans, ids: Array, starts: Marks) -> None:
         run = np.arange(spans.runs) if spans.run is None else spans.run

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from slw_data.order.position import Position
+from slw_data.run import Run
+
 __all__ = ["Progress"]
 
 
 class Progress:
-    """A bar of ``total`` batches (None: nobody knows how many), of which ``done`` are delivered; ImportError without tqdm."""
+    """A bar of the batches of ``run`` that stands where ``at`` is; on ranks but the first it is not shown. ImportError without
+    tqdm."""
 
-    def __init__(self, total: int | None, done: int) -> None:
+    def __init__(self, run: Run, at: Position) -> None:
         try:
             from tqdm.auto import tqdm
         except ImportError:
             raise ImportError("progress=True needs tqdm: pip install 'slw_data[progress]', or leave it out") from None
-        self._bar: Any = tqdm(total=total, initial=done, unit="batch", dynamic_ncols=True)
+        done, hidden = run.plan.batches_before(at.step) + at.batch, run.ranks.rank != 0
+        self._bar: Any = tqdm(total=run.num_batches, initial=done, unit="batch", dynamic_ncols=True, disable=hidden)
 
     def show(self, length: int, tokens: int) -> None:
         """One batch more, of that length; ``tokens`` are delivered so far."""
