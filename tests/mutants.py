@@ -88,10 +88,10 @@ FAULTS = [
     ),
     ("a loader does not see what its dataset loads", "dataset.py", "self.loads += 1", "self.loads += 0", "shared_state"),
     (
-        "a dataset overrules a loader that has moved",
+        "a loader that has moved lets its dataset load",
         "loader.py",
-        "if not self._moved and self._loads",
-        "if self._loads",
+        "self.dataset.mark_read_elsewhere()\n        self._last",
+        "self._last",
         "loops_again",
     ),
     (
@@ -311,7 +311,7 @@ FAULTS = [
         "order/store.py",
         "if self.rest is not None and step >= self.rest.step:",
         "if False:",
-        "shared_state",
+        "loops_again",
     ),
     ("a state forgets that it is in the rest", "state.py", '"rest": self.batches.rest(at),', '"rest": None,', "state"),
     ("the rest begins with its first step's state", "batch/stored.py", "> (rest.step, 0)", ">= (rest.step, 0)", "state"),
