@@ -79,13 +79,6 @@ FAULTS = [
     ("a step is handed out before it is whole", "loader.py", "if self.position.batch == 0:", "if True:", "growing_batches"),
     ("a step is handed out with those before", "loader.py", "                batches = []\n", "", "growing_batches"),
     ("a thread goes on after close", "delivery/reading.py", "while self._thread.is_alive():", "while False:", "shared_state"),
-    (
-        "a stream is sought beside its reader",
-        "loader.py",
-        "self.close()  # what reads ahead",
-        "# what reads ahead",
-        "shared_state",
-    ),
     ("a loader does not see what its dataset loads", "dataset.py", "self.loads += 1", "self.loads += 0", "shared_state"),
     (
         "a loader that has moved lets its dataset load",
