@@ -5,7 +5,6 @@ Lengths and runs are small, so that the naive oracles of :mod:`oracle` keep up a
 
 from dataclasses import dataclass
 
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from slw_data.plan.schedules import (
@@ -19,10 +18,6 @@ from slw_data.plan.schedules import (
     SineSchedule,
     StagedSchedule,
 )
-
-# How long an example takes says more about the machine than about the library.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 KINDS = {
     "linear": LinearSchedule,

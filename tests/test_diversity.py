@@ -31,7 +31,7 @@ def said(dataset):
     return tuple(int(number.replace(",", "")) for number in numbers.groups())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 30), min_size=3, max_size=60),
     st.integers(1, 6),
@@ -50,7 +50,7 @@ def test_what_describe_says_is_what_batches_then_hold(sizes, rows, shuffle, num_
         assert of_100 == np.unique(np.concatenate([batch.ravel() for batch in batches])).size
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 3_000), st.booleans())
 def test_pieces_are_the_tokens_that_the_first_steps_hold(num_lanes, steps, num_tokens, shuffle):
     num_tokens = max(num_tokens, num_lanes)

@@ -240,6 +240,11 @@ def test_the_default_lanes_are_a_power_of_two_and_long(tokens):
     assert lanes.block_size >= min(lanes.share, 2**20) and lanes.share - lanes.blocks * lanes.block_size < lanes.blocks
 
 
+def test_a_lane_of_a_huge_store_has_several_blocks_in_an_epoch():
+    lanes = open_lanes(10**12, shuffle=True)
+    assert (lanes.num_lanes, lanes.blocks) == (65_536, 14) and 1 << 20 <= lanes.block_size < 1 << 21
+
+
 def test_the_default_lanes_depend_on_the_store_alone():
     assert [open_lanes(n, shuffle=True).num_lanes for n in (1, 16, 600, 100_000, 31_500_000, 10**10)] == [
         1, 1, 4, 64, 1024, 16_384,

@@ -113,6 +113,27 @@ def test_another_future_has_the_same_past(run, step):
     assert (plan.past(step, 1) == changed.past(step, 1)) == same_step
 
 
+NEAR_MISSES = {
+    "a length changes a step later": ([4, 8], [3], [4, 8], [4]),
+    "a stage is longer": ([4, 8, 2], [4, 6], [4, 8, 2], [5, 6]),
+    "another length in the middle": ([4, 8, 2], [3, 6], [4, 7, 2], [3, 6]),
+    "two lengths change places": ([4, 8, 2], [3, 6], [8, 4, 2], [3, 6]),
+}
+
+
+@pytest.mark.parametrize("case", list(NEAR_MISSES))
+@pytest.mark.parametrize("what", ["lengths", "rows"])
+def test_pasts_differ_in_the_smallest_difference(case, what):
+    first, at, second, then = NEAR_MISSES[case]
+
+    def past(values, boundaries):
+        changing = StagedSchedule(values, boundaries)
+        plan = (changing, 5) if what == "lengths" else (ConstantSchedule(5), changing)
+        return SequenceLengthPlan(plan[0], batch_size=plan[1]).past(10)
+
+    assert past(first, at) != past(second, then) and past(first, at) == past(list(first), tuple(at))
+
+
 # -- published plans ---------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import pickle
 import threading
 import time
 import warnings
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -381,11 +381,12 @@ def test_a_document_goes_on_where_two_blocks_of_a_lane_touch_by_chance():
     from datasets import Dataset
 
     rows = Dataset.from_dict({"input_ids": [list(range(100)), list(range(60))] * 20})
-    dataset = SLWDataset(rows, ConstantSchedule(16), batch_size=4, shuffle=True, num_lanes=1, extras=("position_ids",))
+    dataset = SLWDataset(rows, ConstantSchedule(16), batch_size=4, shuffle=True, seed=2, num_lanes=1, extras=("position_ids",))
     lanes = dataset.run.batches.order.lanes
     store = np.array(rows["input_ids"][0] * 0 + [t for row in rows["input_ids"] for t in row])
     pieces = [int(lanes.piece_starts(np.array([0]), np.array([turn]))[0]) for turn in range(lanes.blocks)]
     order = np.concatenate([np.arange(start, start + lanes.block_size) for start in pieces])
+    assert any(b == a + lanes.block_size for a, b in pairwise(pieces)), "two blocks touch"
     begins = set(np.cumsum([0] + [len(row) for row in rows["input_ids"]]).tolist())
     ids = np.concatenate([batch["input_ids"].numpy().ravel() for batch in SLWLoader(dataset)])
     positions = np.concatenate([batch["position_ids"].numpy().ravel() for batch in SLWLoader(dataset)])

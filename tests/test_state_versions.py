@@ -93,7 +93,7 @@ def test_streams_of_version_1_and_versions_from_later_are_refused():
     state = {**stream.state_dict(), "version": 1, "plan": "x"}
     for key in ("past", "rest"):
         del state[key]
-    refused(lambda: stream.load_state_dict(state), error=StateError)
+    refused(lambda: stream.load_state_dict(state), "version 1 said too little of a stream", error=StateError)
     loader = loader_of()
     later = {**loader.state_dict(), "version": 3}
     refused(lambda: loader.load_state_dict(later), "version must be 2 or 1", "3", error=StateError)
@@ -129,6 +129,30 @@ def test_lengths_and_rows_may_change_after_the_saved_step_and_no_token_is_lost_o
         changed.load_state_dict(loader.state_dict())
         found = torch.cat([*first, *tokens_of(changed)])
     assert len(found.unique()) == len(found) == size - changed.tokens_left and changed.tokens_left < rows * length
+
+
+def test_more_epochs_are_taken_up_to_the_rest_and_refused_in_it():
+    """The rest is what lanes leave over at the end of all epochs, so another end has another one."""
+
+    def make(epochs):
+        dataset = SLWDataset(np.arange(600), ConstantSchedule(7), batch_size=3, shuffle=True, num_lanes=60, epochs=epochs)
+        return SLWLoader(dataset, prefetch=0)
+
+    loader = make(1)
+    rest = loader.dataset.run.batches.order.rest.step
+    assert (rest, loader.dataset.plan.total_steps) == (20, 28)
+    states = [loader.state_dict(), *(loader.state_dict() for _ in loader)]
+    assert [state["rest"] for state in states] == [None] * (rest + 1) + [rest] * (28 - rest)
+    whole = [batch["input_ids"].tolist() for batch in make(2)]
+    for state in states[: rest + 1 : 5]:
+        longer = make(2)
+        longer.load_state_dict(state)
+        assert [batch["input_ids"].tolist() for batch in longer] == whole[state["step"] :]
+    for strict in (True, False):
+        refused(
+            lambda strict=strict: make(2).load_state_dict(states[rest + 1], strict=strict),
+            "rest: saved 20", "more or fewer epochs", error=StateError,
+        )  # fmt: skip
 
 
 def test_what_lies_before_the_saved_step_is_refused_by_name():
