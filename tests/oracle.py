@@ -4,7 +4,9 @@ Nothing here knows the library. A run is nested lists ``[step][micro-batch][rank
 tokens and those that follow them (for labels), with None where there is no token.
 """
 
+import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal, getcontext
 from fractions import Fraction
@@ -118,6 +120,32 @@ def naive_joint(
 # -- order of a store -------------------------------------------------------------------------------------------------
 
 
+def naive_permutation(size: int, seed: int, epoch: int) -> list[int]:
+    """The order of ``size`` blocks: six rounds of a Feistel network over the least 4^k that holds them, walked on until the
+    value is below ``size`` again."""
+    half = 1
+    while 4**half < size:
+        half += 1
+    digest = hashlib.blake2b(repr((seed, epoch)).encode(), digest_size=48).digest()
+    keys = [int.from_bytes(digest[8 * k : 8 * k + 8], "little") for k in range(6)]
+
+    def once(value: int) -> int:
+        left, right = value // 2**half, value % 2**half
+        for key in keys:
+            mixed = (right + key) * 0x9E3779B97F4A7C15 % 2**64
+            mixed = (mixed ^ mixed // 2**32) * 0xD6E8FEB86659FD93 % 2**64
+            left, right = right, left ^ mixed // 2 ** (64 - half)
+        return left * 2**half + right
+
+    found = []
+    for value in range(size):
+        value = once(value)
+        while value >= size:
+            value = once(value)
+        found.append(value)
+    return found
+
+
 def naive_lane_positions(
     num_tokens: int, num_lanes: int, blocks: int, orders: Sequence[Sequence[int]]
 ) -> list[list[int]]:
@@ -159,9 +187,9 @@ def naive_batches(
     taken, r, run = [0] * len(lanes), 0, []
     for length, rows, *_ in shapes:
         needed = rows * grad_accum_steps * world_size
+        mine = Counter(row % len(lanes) for row in range(r, r + needed))
         for lane in range(len(lanes)):
-            mine = len([row for row in range(r, r + needed) if row % len(lanes) == lane])
-            if taken[lane] + mine * length > len(lanes[lane]) and rest:
+            if taken[lane] + mine[lane] * length > len(lanes[lane]) and rest:
                 lanes = [[token for tokens, start in zip(lanes, taken, strict=True) for token in tokens[start:]]]
                 taken, rest = [0], False
                 break

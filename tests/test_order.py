@@ -2,15 +2,16 @@
 
 The oracle deals rows to lists of positions, one after the other."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import naive_lane_positions, naive_rows
+from oracle import naive_lane_positions, naive_permutation, naive_rows
 from test_plan_joint import joint
 
 from slw_data import ConstantSchedule, SequenceLengthPlan, StagedSchedule
-from slw_data.batch.chunk import place
 from slw_data.order.lanes import Lanes, open_lanes
 from slw_data.order.permutation import permute
 from slw_data.order.store import StoreOrder
@@ -21,7 +22,7 @@ def lists_of(lanes, epochs):
     total = lanes.blocks * lanes.num_lanes
     orders = [list(range(total)) for _ in range(epochs)]
     if lanes.shuffle:
-        orders = [permute(np.arange(total), total, (lanes.seed, epoch)).tolist() for epoch in range(epochs)]
+        orders = [naive_permutation(total, lanes.seed, epoch) for epoch in range(epochs)]
     return naive_lane_positions(lanes.num_tokens, lanes.num_lanes, lanes.blocks, orders)
 
 
@@ -44,123 +45,184 @@ def rows_of(spans, rows, length, batches):
 
 
 @st.composite
-def orders(draw):
-    """``(order, steps as the oracle has them, whole passes)`` of a joint plan over lanes, with an end or without."""
-    schedule, shape, steps = draw(joint(max_world=4))
-    epochs = draw(st.sampled_from([None, 1, 2, 3]))
-    tokens = draw(st.integers(60, 900))
-    default = draw(st.booleans())
-    if default:
-        lanes = open_lanes(tokens, shuffle=True, seed=draw(st.integers(0, 9)))
-    else:
-        num_lanes = draw(st.integers(1, 12))
-        blocks = draw(st.integers(1, min(5, tokens // num_lanes)))
-        shuffle = draw(st.booleans())
-        lanes = Lanes(tokens, num_lanes, shuffle, 3, 1 if num_lanes == 1 and not shuffle else blocks)
-    end = {"total_steps": 12} if epochs is None else {"total_tokens": epochs * tokens}
-    plan = SequenceLengthPlan(schedule, **shape, **end)
-    return StoreOrder(lanes, plan, epochs), steps
+def some_lanes(draw, tokens, most):
+    """By default, as the user chooses, and with any blocks."""
+    num_lanes, seed = draw(st.integers(1, min(most, tokens))), draw(st.integers(0, 9))
+    shuffle, kind = draw(st.booleans()), draw(st.sampled_from(["default", "chosen", "blocks"]))
+    if kind == "default":
+        return open_lanes(tokens, shuffle=shuffle, seed=seed)
+    if kind == "chosen" or (num_lanes == 1 and not shuffle):
+        return open_lanes(tokens, num_lanes, shuffle=shuffle, seed=seed)
+    return Lanes(tokens, num_lanes, shuffle, seed, draw(st.integers(1, min(5, tokens // num_lanes))))
 
 
-@settings(max_examples=150)
-@given(orders(), st.sampled_from([0, 1]), st.sampled_from([1, 2, 3, 100]), st.data())
-def test_every_row_of_every_rank_lies_where_the_lists_say(run, look, most, data):
-    order, steps = run
-    plan, world = order.plan, order.plan.world_size
-    total = min(plan.total_steps, len(steps))
-    if total == 0:
-        return
-    longest = max(length for length, *_ in steps)
-    shapes = [(length, rows * batches * world) for length, rows, batches, *_ in steps[:total]]
-    tokens = sum(length * rows for length, rows in shapes)
-    passes = order.epochs or tokens // order.lanes.num_tokens + longest * order.lanes.num_lanes // order.lanes.num_tokens + 3
-    expected = naive_rows(lists_of(order.lanes, passes), shapes, look=look, rest=order.epochs is not None)
-    assert len(expected) == total, "the oracle ends with the plan"
-    reader, seen = order.reader(), []
-    number = data.draw(st.integers(0, total - 1))  # from any step on
-    while number < total:
-        stage = plan.stage_at(number)
-        stop = min(stage.stop or total, total)
-        first = (number - stage.start) * stage.grad_accum_steps
-        while first < (stop - stage.start) * stage.grad_accum_steps:
-            last = min(first + most, (stop - stage.start) * stage.grad_accum_steps)
+def passes_of(shapes, lanes):
+    """As many as no lane runs dry in."""
+    taken, row = [0] * lanes.num_lanes, 0
+    for length, rows in shapes:
+        for _ in range(rows):
+            taken[row % lanes.num_lanes] += length
+            row += 1
+    return max(taken) // (lanes.num_tokens // lanes.num_lanes) + 2
+
+
+def run_of(schedule, shape, steps, lanes, epochs, look):
+    """The order, and the positions in each row of each step: of 12 steps, or up to the data's end."""
+    end = {"total_steps": 12} if epochs is None else {"total_tokens": epochs * lanes.num_tokens}
+    order = StoreOrder(lanes, SequenceLengthPlan(schedule, **shape, **end), epochs)
+    shapes = [(length, rows * batches * shape["world_size"]) for length, rows, batches, *_ in steps]
+    shapes = shapes[:12] if epochs is None else shapes
+    positions = lists_of(lanes, epochs or passes_of(shapes, lanes))
+    expected = naive_rows(positions, shapes, look=look, rest=epochs is not None)
+    assert min(order.plan.total_steps, len(shapes)) == len(expected), "the oracle ends with the plan"
+    return order, expected
+
+
+def chunks_from(order, step, batch, total, most):
+    """``(stage, batches)`` from a micro-batch of a step on, up to step ``total``: ``most`` at once."""
+    while step < total:
+        stage = order.plan.stage_at(step)
+        each = stage.grad_accum_steps
+        first, stop = (step - stage.start) * each + batch, (min(stage.stop or total, total) - stage.start) * each
+        while first < stop:
             limit = order.limit(stage, first)
-            last = last if limit is None else min(last, limit)
-            for rank in range(world):
-                spans = order.spans(stage, range(first, last), rank, look, reader)
-                for b, rows in enumerate(rows_of(spans, stage.rows, stage.length, last - first)):
-                    step, micro = place(stage, first + b)
-                    begin = (micro * world + rank) * stage.rows
-                    wanted = expected[step][begin : begin + stage.rows]
-                    assert [row[: stage.length] for row in rows] == [row[: stage.length] for row in wanted]
-                    if look:
-                        assert [row[-1] for row in rows] == [row[-1] for row in wanted]
-                    seen += [position for row in rows for position in row[: stage.length]]
+            last = min(first + most, stop, stop if limit is None else limit)
+            yield stage, range(first, last)
             first = last
-        number = stop
-    if order.epochs is not None and len(seen) == plan.total_tokens:
-        counts = np.bincount(seen, minlength=order.lanes.num_tokens)
-        assert counts.max() <= order.epochs and order.epochs * len(counts) - len(seen) < plan.tokens(plan.total_steps)
+        step, batch = min(stage.stop or total, total), 0
 
 
-@pytest.mark.parametrize("num_lanes", [1, 16, 1024, 65_536])
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_less_than_a_step_is_left_whatever_the_lanes(num_lanes, epochs):
-    """All tokens of a store of 2^22 + 12,345, counted: each comes once an epoch but for fewer than a step."""
+def assert_batches(order, expected, stage, batches, rank, look, reader):
+    """They have the rows that the lists say; returns all positions but the looked-at ones."""
+    world, seen = order.plan.world_size, []
+    spans = order.spans(stage, batches, rank, look, reader)
+    for batch, rows in zip(batches, rows_of(spans, stage.rows, stage.length, len(batches)), strict=True):
+        step, micro = divmod(batch, stage.grad_accum_steps)
+        begin = (micro * world + rank) * stage.rows
+        assert rows == expected[stage.start + step][begin : begin + stage.rows]
+        seen += [position for row in rows for position in row[: stage.length]]
+    return seen
+
+
+@settings(max_examples=200)
+@given(joint(max_world=4), st.integers(64, 900), st.sampled_from([None, 1, 2, 3]), st.sampled_from([0, 1]), st.data())
+def test_every_row_of_every_rank_lies_where_the_lists_say(run, tokens, epochs, look, data):
+    """From any micro-batch on, some at once, whether one reader walks on or others read elsewhere meanwhile."""
+    order, expected = run_of(*run, data.draw(some_lanes(tokens, 64)), epochs, look)
+    if not expected:
+        return
+    plan, total = order.plan, len(expected)
+    step = data.draw(st.integers(0, total - 1))
+    batch = data.draw(st.integers(0, plan.micro_batches(step) - 1))
+    walker, wanderer, seen = order.reader(), order.reader(), Counter()
+    for stage, batches in chunks_from(order, step, batch, total, data.draw(st.sampled_from([1, 2, 3, 100]))):
+        for rank in range(plan.world_size):
+            seen.update(assert_batches(order, expected, stage, batches, rank, look, walker))
+        elsewhere, fresh = data.draw(st.integers(0, total - 1)), data.draw(st.booleans())
+        there, some = next(chunks_from(order, elsewhere, 0, total, 2))
+        reader = order.reader() if fresh else wanderer
+        assert_batches(order, expected, there, some, data.draw(st.integers(0, plan.world_size - 1)), look, reader)
+    assert epochs is None or max(seen.values()) <= epochs
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(5, 1024), st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(1, 3), st.integers(1, 3),
+    st.sampled_from([None, 1, 2]), st.sampled_from([0, 1]), st.data(),
+)  # fmt: skip
+def test_some_of_up_to_1024_ranks_have_their_own_rows(world, lengths, rows, batches, epochs, look, data):
+    bounds = list(range(1, len(lengths)))
+    sizes, accumulation = StagedSchedule([rows, 2], [2]), StagedSchedule([batches, 1], [3])
+    shape = {"batch_size": sizes, "grad_accum_steps": accumulation, "world_size": world}
+    steps = [
+        (lengths[min(step, len(bounds))], rows if step < 2 else 2, batches if step < 3 else 1) for step in range(12)
+    ]  # fmt: skip
+    lanes = data.draw(some_lanes(data.draw(st.integers(2_000, 40_000)), 64) | some_lanes(20_000, 2_000))
+    order, expected = run_of(StagedSchedule(lengths, bounds), shape, steps, lanes, epochs, look)
+    ranks = {0, world - 1, *data.draw(st.lists(st.integers(0, world - 1), min_size=2, max_size=4))}
+    readers = {rank: order.reader() for rank in ranks}
+    for stage, some in chunks_from(order, 0, 0, len(expected), data.draw(st.sampled_from([1, 4]))):
+        for rank in ranks:
+            assert_batches(order, expected, stage, some, rank, look, readers[rank])
+
+
+def lane_table(lanes, epochs):
+    """The positions of each lane as a row of an array, and how many it has; arithmetic for what lists would take long for."""
+    many, size = lanes.num_lanes, lanes.num_tokens // lanes.num_lanes // lanes.blocks
+    share, longer = divmod(lanes.num_tokens, many)
+    which, parts = np.arange(many), []
+    left = share - lanes.blocks * size
+    tail = many * lanes.blocks * size + which * left + np.minimum(which, longer)
+    for epoch in range(epochs):
+        blocks = permute(np.arange(many * lanes.blocks), many * lanes.blocks, (lanes.seed, epoch)).reshape(lanes.blocks, many)
+        whole = (blocks.T[:, :, None] * size + np.arange(size)).reshape(many, -1)
+        parts.append(np.concatenate([whole, tail[:, None] + np.arange(left + 1)], axis=1))
+    table = np.full((many, epochs * (share + 1)), -1, np.int32)
+    table[:longer] = np.concatenate([part[:longer] for part in parts], axis=1)
+    table[longer:, : epochs * share] = np.concatenate([part[longer:, :share] for part in parts], axis=1)
+    return table, epochs * (share + (which < longer))
+
+
+def rows_of_table(table, ends, shapes):
+    """The positions of each step, rows in their order; ends with the data."""
+    taken, row, rest, at = np.zeros(len(ends), np.int64), 0, None, 0
+    for length, rows in shapes:
+        lanes = (row + np.arange(rows)) % len(ends)
+        row += rows
+        if rest is None and (taken + np.bincount(lanes, minlength=len(ends)) * length > ends).any():
+            rest = np.concatenate([table[lane, taken[lane] : ends[lane]] for lane in range(len(ends))])
+        if rest is not None:
+            if at + rows * length > len(rest):
+                return
+            yield rest[at : at + rows * length]
+            at += rows * length
+            continue
+        found = []
+        for turn in range(0, rows, len(ends)):
+            some = lanes[turn : turn + len(ends)]
+            found.append(table[some[:, None], taken[some][:, None] + np.arange(length)].ravel())
+            taken[some] += length
+        yield np.concatenate(found)
+
+
+def laid_out(spans, length):
+    """The positions of one batch, whose runs are full."""
+    sizes = np.full(len(spans.starts), spans.width) if spans.sizes is None else spans.sizes
+    flat = np.repeat(spans.starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+    if not spans.by_lane:
+        return flat
+    return flat.reshape(spans.runs, -1, length).transpose(1, 0, 2).ravel()
+
+
+@pytest.mark.parametrize("num_lanes, lengths, batch", [
+    (1, [8, 200, 96, 512], [64, 48]), (16, [8, 200, 96, 512], [16, 48]), (1024, [8, 200, 96, 512], [16, 48]),
+    (65_536, [8, 16, 5, 11], [2_048, 12_288]),
+])  # fmt: skip
+@pytest.mark.parametrize("epochs, world", [(1, 1), (3, 2)])
+def test_less_than_a_step_is_left_whatever_the_lanes(num_lanes, lengths, batch, epochs, world):
+    """All tokens of a store of 2^22 + 12,345: each comes where arithmetic says, once an epoch but for fewer than a step."""
     size = (1 << 22) + 12_345
-    growing = {"batch_size": StagedSchedule([16, 48], [300]), "total_tokens": epochs * size}
-    plan = SequenceLengthPlan(StagedSchedule([8, 200, 96, 512], [100, 150, 400]), **growing)
-    order = StoreOrder(open_lanes(size, num_lanes, shuffle=True, seed=5), plan, epochs)
-    reader, counts, number = order.reader(), np.zeros(size + 1, np.int64), 0
-    while number < plan.total_steps:
-        stage = plan.stage_at(number)
-        first, stop = number - stage.start, min(stage.stop or plan.total_steps, plan.total_steps)
-        last = min(first + 64, stop - stage.start)
-        limit = order.limit(stage, first)
-        last = last if limit is None else min(last, limit)
-        spans = order.spans(stage, range(first, last), 0, 0, reader)
-        sizes = np.full(len(spans.starts), spans.width) if spans.sizes is None else spans.sizes
-        np.add.at(counts, spans.starts, 1)
-        np.add.at(counts, spans.starts + sizes, -1)
-        number = stage.start + last
-    delivered = np.cumsum(counts)[:-1]
-    assert delivered.min() >= 0 and delivered.max() <= epochs and delivered.sum() == plan.total_tokens
-    assert 0 <= epochs * size - delivered.sum() < plan.tokens(plan.total_steps)
-
-
-@pytest.mark.parametrize("world", [1, 7, 64, 1024])
-@pytest.mark.parametrize("lanes", [None, 3, 1024])
-def test_ranks_share_the_rows_of_a_step_and_each_finds_its_own_alone(world, lanes):
-    """A single run of all rows, cut by hand, on some of up to 1,024 ranks."""
-    schedule = StagedSchedule([4, 16], [3])
-    plan = SequenceLengthPlan(schedule, batch_size=2 if world == 1024 else 37, world_size=world, total_steps=6)
-    one = SequenceLengthPlan(schedule, batch_size=plan.global_rows(0), total_steps=6)
-    placed = open_lanes(3_000_000, lanes, shuffle=True, seed=1)
-    whole, shared = StoreOrder(placed, one), StoreOrder(placed, plan)
-    for step in range(6):
-        stage = one.stage_at(step)
-        spans = whole.spans(stage, range(step - stage.start, step - stage.start + 1), 0, 1, whole.reader())
-        [rows] = rows_of(spans, stage.rows, stage.length, 1)
-        own = plan.stage_at(step)
-        for rank in {0, 1 % world, world // 2, world - 1}:
-            spans = shared.spans(own, range(step - own.start, step - own.start + 1), rank, 1, shared.reader())
-            [found] = rows_of(spans, own.rows, own.length, 1)
-            assert found == rows[rank * own.rows : (rank + 1) * own.rows]
-
-
-def test_readers_that_take_turns_find_what_each_would_alone():
-    plan = SequenceLengthPlan(StagedSchedule([4, 8, 2], [40, 80]), batch_size=8, total_steps=120)
-    order = StoreOrder(open_lanes(5_000, 8, shuffle=True), plan)
-
-    def spans(reader, step):
-        stage = plan.stage_at(step)
-        return order.spans(stage, range(step - stage.start, step - stage.start + 1), 0, 1, reader)
-
-    expected = [rows_of(spans(order.reader(), step), 8, plan.length(step), 1) for step in range(120)]
-    one, other = order.reader(), order.reader()
-    for step in range(120):
-        for reader, at in ((one, step), (other, 119 - step)):
-            assert rows_of(spans(reader, at), 8, plan.length(at), 1) == expected[at]
+    growing = {"batch_size": StagedSchedule(batch, [30]), "world_size": world, "total_tokens": epochs * size}
+    plan = SequenceLengthPlan(StagedSchedule(lengths, [10, 25, 40]), **growing)
+    lanes = open_lanes(size, num_lanes, shuffle=True, seed=5)
+    order = StoreOrder(lanes, plan, epochs)
+    shapes = [
+        (lengths[sum(bound <= step for bound in (10, 25, 40))], batch[step >= 30] * world) for step in range(5_000)
+    ]  # fmt: skip
+    counts, readers, done = np.zeros(size, np.int64), [order.reader() for _ in range(world)], 0
+    for step, expected in enumerate(rows_of_table(*lane_table(lanes, epochs), shapes)):
+        length, rows = shapes[step]
+        stage, found = plan.stage_at(step), []
+        assert (stage.length, stage.rows * world) == (length, rows)
+        for rank, reader in enumerate(readers):
+            spans = order.spans(stage, range(step - stage.start, step - stage.start + 1), rank, 0, reader)
+            found.append(laid_out(spans, length))
+        assert (np.concatenate(found) == expected).all()
+        np.add.at(counts, expected, 1)
+        done = step + 1
+    assert done == plan.total_steps and counts.max() <= epochs
+    length, rows = shapes[done]
+    assert 0 <= epochs * size - counts.sum() < length * rows
 
 
 def test_the_default_order_is_the_same_for_every_plan_over_a_store():

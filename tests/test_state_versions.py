@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ SHUFFLED = {
 IN_ORDER = {**SAVED, "order": "in order", "checksum": 2499297817}
 LANES = {**SAVED, "order": "in order, num_lanes=3, 8 blocks of 2083 tokens in each", "checksum": 894510025}
 NEXT = {"shuffled": (47560, 41840), "in order": (3120, 3160), "lanes": (1040, 3123)}
+DIGESTS = {"shuffled": 1426611596, "in order": 3248414866, "lanes": 2560784334}  # zlib.crc32 of the next 21 batches, as int64
+LATER = {**SHUFFLED, "step": 88, "rows": 1062, "tokens": 60_000, "epoch": 1, "checksum": 1313190155}  # in the second of two
 
 
 def loader_of(schedule=LinearSchedule(8, 64, warmup_steps=20), **options):
@@ -48,6 +51,32 @@ def test_a_state_of_version_1_goes_on_at_the_same_tokens(state, options, name):
     assert loader.state_dict()["version"] == 2
 
 
+@pytest.mark.parametrize("name, options", [
+    ("shuffled", {"shuffle": True, "num_lanes": 12}), ("in order", {}), ("lanes", {"num_lanes": 3}),
+    ("shuffled", {"shuffle": True, "num_lanes": 12, "epochs": 5}), ("lanes", {"num_lanes": 3, "labels": "shifted"}),
+])  # fmt: skip
+def test_the_batches_after_a_state_of_version_1_are_those_that_its_release_gave(name, options):
+    loader = loader_of(**options)
+    loader.load_state_dict({"shuffled": SHUFFLED, "in order": IN_ORDER, "lanes": LANES}[name])
+    batches = [batch["input_ids"].numpy().astype("<i8").tobytes() for batch in itertools.islice(loader, 21)]
+    assert len(batches) == 21 and zlib.crc32(b"".join(batches)) == DIGESTS[name]
+
+
+def test_a_state_of_version_1_goes_on_in_its_second_epoch():
+    loader = loader_of(shuffle=True, num_lanes=12, epochs=2)
+    loader.load_state_dict(LATER)
+    firsts = [batch["input_ids"][:, 0].tolist() for batch in itertools.islice(loader, 2)]
+    assert firsts == [[30441, 36681, 8082, 46562, 43962, 12762], [20625, 38825, 45065, 26865, 6065, 6585]]
+
+
+def test_a_state_of_version_1_goes_on_on_each_of_several_ranks():
+    """Its release gave rank 1 these rows; of one rank they are the second half of a batch."""
+    loader = loader_of(shuffle=True, num_lanes=12, batch_size=3, dp_rank=1, dp_world_size=2)
+    loader.load_state_dict(SHUFFLED)
+    firsts = [batch["input_ids"][:, 0].tolist() for batch in itertools.islice(loader, 2)]
+    assert firsts == [[49120, 32480, 240], [14840, 15880, 4960]]
+
+
 def test_the_old_default_order_is_refused_with_the_lanes_to_write():
     loader = loader_of(shuffle=True)
     refused(
@@ -63,6 +92,15 @@ def test_a_future_that_differs_from_that_of_version_1_needs_nothing_special():
     loader = loader_of(changed, shuffle=True, num_lanes=12, total_steps=40)
     loader.load_state_dict(SHUFFLED)
     assert next(iter(loader))["input_ids"][:2, 0].tolist() == list(NEXT["shuffled"])
+
+
+@pytest.mark.parametrize("end", [{}, {"total_steps": 60}, {"total_tokens": 20_000}, {"epochs": 3}], ids=str)
+def test_another_batch_or_end_after_a_state_of_version_1_needs_nothing_special(end):
+    """The rows of the step that was begun stay as they were; those of the next steps are the next of their lanes."""
+    loader = loader_of(shuffle=True, num_lanes=12, batch_size=StagedSchedule([6, 3], [13]), **end)
+    loader.load_state_dict(SHUFFLED)
+    firsts = [batch["input_ids"][:, 0].tolist() for batch in itertools.islice(loader, 3)]
+    assert firsts == [[47560, 41840, 24680, 49120, 32480, 240], [7040, 10160, 25240], [14840, 15880, 4960]]
 
 
 DAMAGED = {

@@ -58,8 +58,8 @@ def _is_fraction(function: Any) -> bool:
 
 
 def _steps_of(shape: Shape, functions: list[Any], total_tokens: int) -> int:
-    """The steps of a run of ``total_tokens`` whose warmups are fractions of its steps: the least number that, if the warmups
-    are fractions of it, is not exceeded."""
+    """The steps of a run of ``total_tokens`` whose warmups are fractions of its steps: a number that, if the warmups are
+    fractions of it, is not exceeded, while one less would be. Where batches shrink there may be several such numbers."""
 
     def enough(steps: int) -> bool:
         layout = _laid_out(shape, [_track(function, steps) for function in functions], total_tokens)
