@@ -73,9 +73,7 @@ class Training:
         self.held_out, self.rate = texts.held_out, rate
         self.model = GPT(VOCAB_SIZE, layers=2, width=64, heads=4, max_length=LONGEST)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, foreach=True)
-        dataset = SLWDataset(
-            texts.train, schedule, batch_size=rows, shuffle=True, num_lanes=64, seed=seed, labels="shifted", **end
-        )
+        dataset = SLWDataset(texts.train, schedule, batch_size=rows, shuffle=True, seed=seed, labels="shifted", **end)
         self.loader = SLWLoader(dataset, prefetch=0)
         self.decay = token_lr(dataset.plan, lambda tokens: decay(tokens / dataset.plan.total_tokens))
 
