@@ -48,7 +48,8 @@ class SLWDataset(IterableDataset[Batch]):
         batch_size, tokens_per_batch, grad_accum_steps, total_steps, total_tokens: see :class:`SequenceLengthPlan`.
         epochs: passes over the source (default 1). Give at most one of total_steps, total_tokens and epochs; with
             either of the first two the source is read again as often as needed.
-        shuffle: for stores: permute blocks of the store, anew in each epoch, and deal them to lanes.
+        shuffle: for stores: permute blocks of the store, anew in each epoch, and deal them to lanes; in modes "segment" and
+            "truncate" whole documents.
         seed: of the permutations.
         num_lanes: readers that rows are dealt to, one after the other. Default: 1; with ``shuffle`` so many that batches are
             as good as random rows, which depends on the store alone (:func:`slw_data.order.lanes.open_lanes`).
@@ -106,15 +107,14 @@ class SLWDataset(IterableDataset[Batch]):
         super().__init__()
         form = Form(mode, labels, columns, extras, vocab_size, eos_id, pad_id, preserve_eos)
         order = Shuffle(shuffle, seed, num_lanes)
-        order.check_mode(form.mode)
         ranks = Ranks.of(dp_rank, dp_world_size, mesh, sharded)
         opened = open_source(source, form.columns, mode=form.mode, vocab_size=form.vocab_size, eos_id=form.eos_id)
         shape = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "grad_accum_steps": grad_accum_steps}
         ends = {"total_steps": total_steps, "total_tokens": total_tokens, "epochs": epochs}
-        plan, passes = plan_of(schedule_or_plan, shape, ends, opened, ranks)
+        plan, passes = plan_of(schedule_or_plan, shape, ends, opened, ranks, form.padded)
         self.mode, self.labels, self.columns, self.extras = form.mode, form.labels, form.columns, form.extras
         self.run = open_run(opened, plan, passes, form, order, ranks)
-        self._at, self._ended = self.run.batches.begin, False
+        self._at, self._ended = self.run.batches.order.begin, False
         self._left: int | None = None
         self._phase: int | None = None
         self._begin: tuple[Position, int | None] | None = None  # in a worker: where each loop begins, unless a state is loaded
@@ -156,7 +156,7 @@ class SLWDataset(IterableDataset[Batch]):
     def tokens_left(self) -> int | None:
         """Tokens of all ranks that the end of the data leaves over: fewer than a step takes. For a stream it is known once
         this object has met the end, and with several lanes may be more; None before, and for a run that ends by its plan."""
-        if self.run.identity.num_lanes is None:
+        if self._at.cursor is None:
             return self.run.leftover(self._at)
         return self._left
 
@@ -168,7 +168,7 @@ class SLWDataset(IterableDataset[Batch]):
     def describe(self) -> str:
         """The stages as a table, and below it the order: how many documents a step and 100 steps hold, and what is left over
         at the end. Nothing is read for it. Of a store without an index of documents, places are counted instead."""
-        left = self.run.leftover(self.run.batches.begin) if self.run.identity.num_lanes is None else None
+        left = self.run.leftover(self._at) if self._at.cursor is None else None
         end = "" if left is None else f"; {left:,} tokens are left over at the end"
         return f"{self.plan.describe()}\n{self.run.batches.describe()}{end}"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from slw_data.arguments import flag, given, integer
 from slw_data.batch.building import Batch, BatchBuilder
 from slw_data.batch.chunk import Batches, Chunk
 from slw_data.batch.form import Form
-from slw_data.batch.reading import BlockTokens, Reading, StoreTokens
+from slw_data.batch.reading import BlockTokens, Reading, StoreTokens, Tokens
 from slw_data.batch.stored import StoreBatches
 from slw_data.batch.streamed import StreamBatches
 from slw_data.cached import cached
 from slw_data.errors import DataError, ScheduleError, StateError, warn
-from slw_data.order.diversity import documents_in, neighbours, pieces_of
+from slw_data.order.circle import DocumentRows, Documents
+from slw_data.order.diversity import describe_documents, describe_order, documents_in, neighbours, pieces_of
 from slw_data.order.documents import DocumentOrder
 from slw_data.order.lanes import open_lanes
 from slw_data.order.position import Position
@@ -32,6 +34,7 @@ from slw_data.plan import SequenceLengthPlan
 from slw_data.plan.schedules import ConstantSchedule
 from slw_data.ranks import Ranks
 from slw_data.sources import Stores
+from slw_data.sources.stores.documents import find_documents
 from slw_data.sources.streams import DocumentStream
 from slw_data.state import Identity, dump_state, parse_state
 
@@ -53,11 +56,6 @@ class Shuffle:
         checked = {"shuffle": flag("shuffle", self.shuffle), "seed": integer("seed", self.seed, at_least=0), "num_lanes": lanes}
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-
-    def check_mode(self, mode: str) -> None:
-        """ValueError for a mode whose rows are not permuted."""
-        if self.shuffle and mode != "stream":
-            raise ValueError(f"shuffle=True permutes blocks of tokens; in mode={mode!r} shuffle the documents instead")
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Run:
 
     def leftover(self, end: Position) -> int | None:
         """Tokens of all ranks that the end of the data leaves over where the run ends at ``end``."""
-        return None if self.epochs is None else self.batches.leftover(end)
+        return self.batches.order.leftover(end)
 
     def check_workers(self, num_workers: int) -> None:
         """DataError if the source cannot be read by worker processes."""
@@ -114,7 +112,7 @@ class Run:
         total = self.plan.total_steps
         if total is not None and step > total:
             raise StateError(f"step must be at most total_steps={total}, got {step}")
-        return self.batches.seek(step)
+        return self.batches.order.seek(step)
 
     def _check_exact(self) -> None:
         if self.source.not_exact is not None:
@@ -125,19 +123,24 @@ class Run:
 
 
 def plan_of(
-    wanted: Any, shape: Mapping[str, Any], ends: Mapping[str, int | None], source: Stores | DocumentStream, ranks: Ranks
+    wanted: Any,
+    shape: Mapping[str, Any],
+    ends: Mapping[str, int | None],
+    source: Stores | DocumentStream,
+    ranks: Ranks,
+    padded: bool,
 ) -> tuple[SequenceLengthPlan, int | None]:
     """The plan, and the passes over the source after which its end ends the run (None: the plan ends it).
 
-    ``wanted`` is a schedule or a plan; ``shape`` and ``ends`` are what was given beside it. ScheduleError where these
-    contradict each other, or the data does not suffice for a step.
+    ``wanted`` is a schedule or a plan; ``shape`` and ``ends`` are what was given beside it; of ``padded`` rows nobody knows how
+    many the data gives. ScheduleError where these contradict each other, or the data does not suffice for a step.
     """
     if sum(value is not None for value in ends.values()) > 1:
         raise ScheduleError(f"give at most one of total_steps, total_tokens and epochs, got {given(ends)}")
     epochs = None if ends["epochs"] is None else integer("epochs", ends["epochs"], at_least=1)
     open_end = ends["total_steps"] is None and ends["total_tokens"] is None
     tokens = None  # of all epochs, where a store can tell
-    if open_end and isinstance(source, Stores):
+    if open_end and isinstance(source, Stores) and not padded:
         tokens = (epochs or 1) * source.num_tokens * (ranks.world if ranks.sharded else 1)
     if isinstance(wanted, SequenceLengthPlan):
         _check_plan(wanted, shape, ends, ranks)
@@ -208,27 +211,44 @@ def open_run(
     local, rank = (plan.of_one_rank(), 0) if ranks.sharded else (plan, ranks.rank)
     batches: Batches
     if isinstance(source, Stores):
-        order = StoreOrder(
-            open_lanes(source.num_tokens, shuffle.num_lanes, shuffle=shuffle.shuffle, seed=shuffle.seed), local, epochs
-        )
-        if "document_ids" in form.extras and form.eos_id is None and source.documents is None:
-            raise ValueError(f"document_ids need documents, and {source.name} knows none: pass eos_id")
-        tokens = StoreTokens(source.columns, form.eos_id)
-        reading = Reading(tokens, builder.parts, form.documents, form.vocab_size)
-        batches, mark, num_lanes = StoreBatches(order, reading, rank, source.documents), order.fingerprint, None
-        _warn_of_neighbours(order, source, form.eos_id)
+        batches = _store_batches(source, local, epochs, form, shuffle, rank, builder)
     else:
         _check_stream(source, shuffle, ranks)
-        num_lanes = shuffle.num_lanes or 1
-        cuts = DocumentOrder(source, local, num_lanes, form.mode, form.preserve_eos, epochs)
-        reading = Reading(
-            BlockTokens(source.name), builder.parts, form.documents, form.vocab_size, form.padded, form.pad_id or 0
-        )
-        batches, mark = StreamBatches(cuts, reading, rank), cuts.fingerprint
+        cuts = DocumentOrder(source, local, shuffle.num_lanes or 1, form.mode, form.preserve_eos, epochs)
+        batches = StreamBatches(cuts, _reading(BlockTokens(source.name), form, builder, form.documents), rank)
     vocabulary = "" if form.vocab_size is None else f", vocabulary of {form.vocab_size}"
     shard = (ranks.rank, ranks.world) if ranks.sharded else None
-    identity = Identity(plan, batches, source.fingerprint + vocabulary, mark, shard, form.padded, num_lanes)
+    identity = Identity(plan, batches.order, source.fingerprint + vocabulary, shard, form.padded)
     return Run(plan, source, ranks, epochs, batches, builder, identity)
+
+
+def _reading(tokens: Tokens, form: Form, builder: BatchBuilder, documents: bool) -> Reading:
+    return Reading(tokens, builder.parts, documents, form.vocab_size, form.padded, form.pad_id or 0)
+
+
+def _store_batches(
+    source: Stores,
+    plan: SequenceLengthPlan,
+    epochs: int | None,
+    form: Form,
+    shuffle: Shuffle,
+    rank: int,
+    builder: BatchBuilder,
+) -> StoreBatches:
+    tokens = StoreTokens(source.columns, form.eos_id)
+    if form.padded:  # a row holds one document, so none begins within it
+        bounds = find_documents(source.columns["input_ids"], form.eos_id)
+        eos_id = form.eos_id if source.documents is None else None
+        documents = Documents(bounds, shuffle.shuffle, shuffle.seed, epochs, eos_id)
+        rows = DocumentRows(documents, plan, shuffle.num_lanes or documents.lanes, form.mode, form.preserve_eos)
+        return StoreBatches(rows, _reading(tokens, form, builder, False), rank, partial(describe_documents, rows))
+    lanes = open_lanes(source.num_tokens, shuffle.num_lanes, shuffle=shuffle.shuffle, seed=shuffle.seed)
+    order = StoreOrder(lanes, plan, epochs)
+    if "document_ids" in form.extras and form.eos_id is None and source.documents is None:
+        raise ValueError(f"document_ids need documents, and {source.name} knows none: pass eos_id")
+    _warn_of_neighbours(order, source, form.eos_id)
+    reading = _reading(tokens, form, builder, form.documents)
+    return StoreBatches(order, reading, rank, partial(describe_order, order, source.documents))
 
 
 def _warn_of_neighbours(order: StoreOrder, source: Stores, eos_id: int | None) -> None:

@@ -8,7 +8,9 @@
     source, order  fingerprints of what fixes the tokens, and their order
     rest           None, or the step from which on rows are cut from what the lanes left over at the end of the data
     dp_rank, dp_world_size None, or the rank whose own part of the data this is (``sharded=True``)
-    stream         "" for a store; else the stream's snapshot (:class:`slw_data.order.dealing.Snapshot`) as JSON
+    stream         "" where all is arithmetic; else what the order needs to go on, as JSON: of a stream its snapshot
+                   (:class:`slw_data.order.dealing.Snapshot`), of a store which of its documents are open
+                   (:class:`slw_data.order.circle.Opened`)
     checksum       of all of these, so that a damaged state is refused
 
 It is the same on every rank (but for ``sharded=True``), has the same keys at every step, and survives ``json`` and
@@ -30,10 +32,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slw_data.batch.chunk import Batches
 from slw_data.errors import StateError, warn
-from slw_data.order.dealing import Snapshot
-from slw_data.order.position import Position
+from slw_data.order.position import Order, Position
 from slw_data.plan import SequenceLengthPlan
 from slw_data.sources.streams.marks import same_source
 
@@ -50,16 +50,13 @@ KEYS_1 = ("version", *_COUNTS, "plan", "source", "order", *_RANKS, "stream", "ch
 class Identity:
     """What a state must agree with: the run it is loaded into.
 
-    ``num_lanes`` are those of a stream, whose positions are in the state; None: a store, where all is arithmetic.
     """
 
     plan: SequenceLengthPlan
-    batches: Batches
+    order: Order
     source: str
-    order: str
     shard: tuple[int, int] | None
     padded: bool
-    num_lanes: int | None
 
     def fingerprints(self, at: Position) -> dict[str, Any]:
         """What fixes which token came where, up to a position."""
@@ -67,8 +64,8 @@ class Identity:
         return {
             "past": self.plan.past(at.step, at.batch),
             "source": self.source,
-            "order": self.order,
-            "rest": self.batches.rest(at),
+            "order": self.order.fingerprint,
+            "rest": self.order.rest_at(at),
             "dp_rank": rank,
             "dp_world_size": world,
         }
@@ -86,7 +83,7 @@ class Identity:
 
     def epoch(self, at: Position) -> int:
         """The pass over the source that the next row begins in."""
-        return self.batches.epoch(at, self.rows_within(at) // (self.shard[1] if self.shard else 1))
+        return self.order.epoch(at)
 
     def counts(self, at: Position) -> dict[str, int]:
         """The counters at a position."""
@@ -95,8 +92,8 @@ class Identity:
 
 
 def dump_state(identity: Identity, at: Position) -> dict[str, Any]:
-    stream = "" if at.cursor is None else json.dumps(at.cursor._asdict())
-    state = {"version": VERSION, **identity.counts(at), **identity.fingerprints(at), "stream": stream}
+    at = identity.order.settle(at)
+    state = {"version": VERSION, **identity.counts(at), **identity.fingerprints(at), "stream": identity.order.dump(at)}
     return {**state, "checksum": _checksum(state, KEYS)}
 
 
@@ -108,13 +105,17 @@ def parse_state(identity: Identity, state: Mapping[str, Any], *, strict: bool) -
     """The position that ``state`` describes; StateError, naming the field and both values, if it is not of this run."""
     if not isinstance(state, Mapping):
         raise TypeError(f"a state is a dict as state_dict() returns it, got {type(state).__name__}")
-    if set(state) == {"step"} and identity.num_lanes is None:
-        return Position(_step(identity.plan, state))
+    if set(state) == {"step"} and identity.order.found_by_step:
+        return identity.order.seek(_step(identity.plan, state))
     keys = _check_keys(state)
     counts = {name: _count(state, name) for name in _COUNTS}
     _check_fingerprints(identity, state, Position(_step(identity.plan, counts), min(counts["batch"], 1)), strict)
-    cursor = _cursor(identity, state)
-    at = Position(*_place(identity.plan, counts), cursor, counts["tokens"] if identity.padded else None)
+    at = Position(*_place(identity.plan, counts), None, counts["tokens"] if identity.padded else None)
+    if keys is KEYS_1 and identity.order.begin.cursor is not None:
+        raise StateError(
+            "version 1 said too little of a stream to go on with it exactly: finish that run with the slw_data that began it"
+        )
+    at = at._replace(cursor=identity.order.load(state["stream"], at))
     expected = identity.counts(at)
     if identity.padded and counts["tokens"] > identity.tokens(at._replace(tokens=None)):
         raise StateError(f"tokens must be at most what {counts['rows']} rows hold, the saved state has {counts['tokens']}")
@@ -220,29 +221,3 @@ def _place(plan: SequenceLengthPlan, counts: Mapping[str, int]) -> tuple[int, in
             f" of {plan.world_size} ranks: resume with the former grad_accum_steps, or save where a step ends"
         )
     return step, batch
-
-
-def _cursor(identity: Identity, state: Mapping[str, Any]) -> Snapshot | None:
-    text = state["stream"]
-    if identity.num_lanes is None:
-        if not _equal(text, ""):
-            raise StateError(f"stream must be '' for a store, the saved state has {text!r:.80}")
-        return None
-    if state["version"] == 1:
-        raise StateError(
-            "version 1 said too little of a stream to go on with it exactly: finish that run with the slw_data that began it"
-        )
-    try:
-        values = json.loads(text)
-        snapshot = Snapshot(**values)
-        lanes = tuple(snapshot.lanes)
-        numbers = (snapshot.epoch, snapshot.first, snapshot.next, *snapshot[5:], *lanes)
-        sound = len(values) == len(snapshot) and all(type(n) is int for n in numbers)
-        sound = sound and min(numbers[:6]) >= 0 and len(lanes) % 2 == 0
-    except (TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise StateError(f"stream must be the JSON that state_dict() wrote, the saved state has {text!r:.80}")
-    if len(lanes) not in (0, 2 * identity.num_lanes):
-        raise StateError(f"stream has {len(lanes) // 2} lanes in the saved state, this run has num_lanes={identity.num_lanes}")
-    return snapshot._replace(lanes=lanes)

@@ -297,6 +297,53 @@ def naive_dealing(
     return run, left
 
 
+def naive_circle(
+    documents: Iterable[Sequence[int]],
+    shapes: Shapes,
+    *,
+    num_lanes: int = 1,
+    grad_accum_steps: int = 1,
+    world_size: int = 1,
+    mode: str = "segment",
+    preserve_eos: bool = False,
+) -> tuple[Run, int, int]:
+    """Rows of one document each, from documents in the order in which they are opened (those of all passes).
+
+    "segment": ``num_lanes`` documents are open; a row is what fits of the first, which then goes to the end of the queue. One
+    that has ended is replaced when its turn comes, and where there is none to replace it the queue gets shorter.
+    "truncate": a row is the beginning of the next document.
+    Returns the run, whose rows have ``length + 1`` tokens, the tokens left over when the data ended before the steps (0 if the
+    steps ended first), and those discarded.
+    """
+    waiting = [list(document) for document in documents if len(document)]
+    queue: list[list[int]] = [[] for _ in range(num_lanes)]
+    run, discarded = [], 0
+    for length, rows, *_ in shapes:
+        before = sum(map(len, waiting)) + sum(map(len, queue))
+        step: list[list[list[Row]]] = [[[] for _ in range(world_size)] for _ in range(grad_accum_steps)]
+        dropped = 0
+        for micro in step:
+            for rank in micro:
+                while len(rank) < rows:
+                    if not queue or (mode == "truncate" and not waiting):
+                        return run, before, discarded
+                    document = queue.pop(0)
+                    if not document and not waiting:
+                        continue
+                    document = document or waiting.pop(0)
+                    row: Row = document[: length + 1]
+                    rest = document[length:]
+                    if mode == "truncate":
+                        if preserve_eos and rest:
+                            row = [*document[: length - 1], document[-1]]
+                        dropped, rest = dropped + len(rest), []
+                    rank.append(row + [None] * (length + 1 - len(row)))
+                    queue.append(rest)
+        discarded += dropped
+        run.append(step)
+    return run, 0, discarded
+
+
 def rows_of(run: Run) -> list[Row]:
     """All rows of a run in their order: micro-batch by micro-batch, rank by rank."""
     return [row for step in run for micro in step for rank in micro for row in rank]

@@ -8,7 +8,6 @@ from datasets import Dataset
 from refusals import refused
 
 from slw_data import ConstantSchedule, DataError, SLWDataset, open_stream, open_tokens
-from slw_data.sources.streams import StoreDocuments
 
 NAMES = ("input_ids", "labels", "mask")
 IDS = [3, 4, 0, 5, 6, 7, 0, 8, 0]
@@ -82,8 +81,3 @@ def test_the_column_of_token_ids_must_be_named_among_several():
         (block,) = open_stream(rows, column="tokens", columns=columns).blocks(0)
         assert block.read("weight", 0, 2).tolist() == [-3, 4]
     assert open_stream([{"tokens": [1]}], columns=("tokens",)).columns == ("tokens",), "a single column holds the ids"
-
-
-def test_parallel_stores_without_input_ids_take_the_first_for_the_ids():
-    stores = {"tokens": open_tokens(np.array(IDS)), "mask": open_tokens(np.array(LABELS), column="mask")}
-    assert [len(block) for block in StoreDocuments(stores, 0).blocks(0)] == [3]

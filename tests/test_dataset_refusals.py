@@ -84,8 +84,6 @@ REFUSALS = {
       ("preserve_eos", "'truncate'", "'segment'")),
     "segments without a pad": (DOCS, {"mode": "segment"}, ValueError, ("mode='segment'", "pad_id")),
     "truncating without a pad": (DOCS, {"mode": "truncate"}, ValueError, ("mode='truncate'", "pad_id")),
-    "shuffled segments": (TOKENS, {"mode": "segment", "pad_id": 0, "shuffle": True}, ValueError,
-      ("shuffle=True", "mode='segment'")),
     "a shuffled stream": (DOCS, {"shuffle": True}, ValueError, ("shuffle=True", "store", "source")),
     "segments of an array": (TOKENS, {"mode": "segment", "pad_id": 0}, ValueError,
       ("mode='segment'", "numpy array", "eos_id")),

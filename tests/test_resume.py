@@ -15,6 +15,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from delivery import Documented
 from refusals import refused
 
 from slw_data import SLWDataset, SLWLoader, StagedSchedule, StateError
@@ -24,7 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 3 wo
 SCHEDULE = StagedSchedule([3, 8, 2, 5], [40, 80, 120])
 STEPS, ACCUM, MICRO_ROWS = 160, 2, 4
 DOCS = [list(range(25 * i, 25 * i + 1 + i * 7 % 24)) for i in range(120)]
-STORES, STREAMS = ("store", "shuffled"), ("documents", "lanes", "padded", "hugging face")
+NUMBERED = [t for doc in DOCS for t in doc], np.cumsum([0, *map(len, DOCS)])[:-1]
+STORES, STREAMS = ("store", "shuffled", "segments", "truncated"), ("documents", "lanes", "padded", "hugging face")
 NAMES = (*STORES, *STREAMS)
 
 
@@ -40,6 +42,8 @@ def sources(name):
     return {
         "store": lambda: (np.arange(2000, dtype=np.uint16), {}),
         "shuffled": lambda: (np.arange(2000, dtype=np.uint16), {"shuffle": True, "seed": 5}),
+        "segments": lambda: (Documented(*NUMBERED), {"mode": "segment", "pad_id": 0, "shuffle": True}),
+        "truncated": lambda: (Documented(*NUMBERED), {"mode": "truncate", "pad_id": 0, "shuffle": True, "seed": 3}),
         "documents": lambda: (DOCS, {}),
         "lanes": lambda: (DOCS, {"num_lanes": 3}),
         "padded": lambda: (DOCS, {"mode": "segment", "pad_id": 0, "num_lanes": 2}),

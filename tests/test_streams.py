@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from slw_data.errors import DataError, StateError
-from slw_data.sources.streams import StoreDocuments, blocks, open_stream, stored
+from slw_data.sources.streams import blocks, open_stream
 from slw_data.sources.streams.items import SequenceStream
 from slw_data.sources.streams.iterables import IterableStream
 
@@ -53,8 +53,6 @@ def small_blocks(items=5, tokens=12):
         for kind in (SequenceStream, IterableStream):
             patch.setattr(kind, "block_items", items)
             patch.setattr(kind, "block_tokens", tokens)
-        patch.setattr(stored, "BLOCK_DOCUMENTS", items)
-        patch.setattr(stored, "WINDOW", 8)
         yield
 
 
@@ -116,28 +114,8 @@ class Reversing(Again):
         return iter(self.documents[:: -1 if self.epoch % 2 else 1])
 
 
-class ArrayStore:
-    name, fingerprint, dtype = "tokens.npy", "5 int64", np.dtype(np.int64)
-
-    def __init__(self, tokens, documents=None):
-        self.tokens, self.reads = np.array(tokens, dtype=np.int64), []
-        self.documents = None if documents is None else np.array(documents, dtype=np.int64)
-
-    def __len__(self):
-        return len(self.tokens)
-
-    def read(self, start, stop):
-        self.reads.append((start, stop))
-        return self.tokens[start:stop].copy()
-
-
 def fresh_iterator(documents):
     yield from documents
-
-
-def known(documents):
-    ends = np.cumsum([0, *map(len, documents)])
-    return StoreDocuments({"input_ids": ArrayStore([t for d in documents for t in d], ends)}, None)
 
 
 def by_list(documents):
@@ -155,7 +133,6 @@ KINDS = {
     "a DataLoader": lambda d: open_stream(DataLoader(Again(d), batch_size=None)),
     "a DataLoader over a map-style dataset": lambda d: open_stream(DataLoader(MapStyle(d), batch_size=None)),
     "a source with a state": lambda d: open_stream(Bookmarked(d)),
-    "a store that knows its documents": known,
 }
 
 
@@ -433,72 +410,7 @@ def test_a_position_of_another_kind_is_refused(position):
 def test_a_position_beyond_the_end_names_both_numbers():
     with pytest.raises(StateError, match=r"item 51, but .* has 50 items"):
         open_stream(EXAMPLE).blocks(0, {"items": 51, "block": [0, 0]})
-    with pytest.raises(StateError, match=r"is 51, but tokens.npy ends at 50"):
-        known(EXAMPLE).blocks(0, 51)
     assert list(open_stream(EXAMPLE).blocks(0, {"items": 50, "block": [0, 0]})) == []
-
-
-# stores
-
-
-@given(tokens=st.lists(st.integers(0, 4), max_size=120))
-def test_a_store_is_cut_after_each_eos_and_resumed(tokens):
-    expected, current = [], []
-    for token in tokens:
-        current.append(token)
-        if token == 0:
-            expected.append(current)
-            current = []
-    expected += [current] if current else []
-    with small_blocks():
-        check_every_position(lambda: StoreDocuments({"input_ids": ArrayStore(tokens)}, 0), expected)
-
-
-def test_a_document_longer_than_the_window_is_found_whole(monkeypatch):
-    monkeypatch.setattr(stored, "WINDOW", 8)
-    tokens = [*[1] * 100, 0, 1, 0, *[1] * 50]
-    stream = StoreDocuments({"input_ids": ArrayStore(tokens)}, 0)
-    assert [len(d) for d in read(stream)] == [101, 2, 50]
-
-
-def test_what_was_scanned_for_a_long_document_does_not_lengthen_the_next_block():
-    tokens = [*[1] * 17, 0, 0, 0, *[1, 1, 1, 1, 0] * 20]
-    with small_blocks(items=3):
-        expected = [tokens[:18], [0], [0], *[[1, 1, 1, 1, 0]] * 20]
-        check_every_position(lambda: StoreDocuments({"input_ids": ArrayStore(tokens)}, 0), expected)
-
-
-def test_each_token_is_searched_for_eos_once(monkeypatch):
-    monkeypatch.setattr(stored, "WINDOW", 64)
-    monkeypatch.setattr(stored, "BLOCK_DOCUMENTS", 4)
-    store = ArrayStore([1, 0] * 500)
-    assert len(list(StoreDocuments({"input_ids": store}, 0).blocks(0))) == 125
-    assert sum(stop - start for start, stop in store.reads) == 1000
-
-
-def test_known_documents_cost_no_reading_until_they_are_read():
-    stream = known([[i] * 3 for i in range(5000)])
-    store = stream.stores["input_ids"]
-    found = list(stream.blocks(0, 1024))
-    assert store.reads == []
-    assert found[0].read("input_ids", 0, 4).tolist() == [1024, 1024, 1024, 1025]
-    assert store.reads == [(3072, 3076)]
-
-
-def test_parallel_stores_are_read_at_the_same_places():
-    ids, mask = ArrayStore([5, 0, 6, 7, 0]), ArrayStore([1, 2, 3, 4, 5])
-    stream = StoreDocuments({"input_ids": ids, "mask": mask}, 0)
-    assert stream.columns == ("input_ids", "mask")
-    assert read(stream, column="mask") == [[1, 2], [3, 4, 5]]
-
-
-def test_stores_that_do_not_fit_are_refused():
-    with pytest.raises(DataError, match=r"'input_ids' has 3 tokens and 'mask' has 2"):
-        StoreDocuments({"input_ids": ArrayStore([1, 2, 3]), "mask": ArrayStore([1, 2])}, 0)
-    with pytest.raises(DataError, match=r"tokens.npy does not say where its documents end: pass eos_id"):
-        StoreDocuments({"input_ids": ArrayStore([1, 2, 3])}, None)
-    with pytest.raises(DataError, match=r"0 to its 3 tokens"):
-        StoreDocuments({"input_ids": ArrayStore([1, 2, 3], [0, 2])}, None)
 
 
 # text
@@ -617,5 +529,3 @@ def test_a_stream_is_returned_as_it_is():
     stream = open_stream([{"input_ids": [1], "labels": [2]}], columns=("input_ids", "labels"))
     assert open_stream(stream) is stream
     assert open_stream(stream, columns=("labels",)) is stream
-    store = known(EXAMPLE)
-    assert open_stream(store) is store

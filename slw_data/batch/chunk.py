@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from slw_data.order.position import Position
+from slw_data.order.position import Order, Position
 from slw_data.plan import SequenceLengthPlan, Stage
 
 __all__ = ["CHUNK_TOKENS", "Array", "Batches", "Chunk", "batches_from", "chunked", "place"]
@@ -87,8 +87,8 @@ class Batches(Protocol):
         """Batches in a worker's message; None: as many as a chunk should have."""
 
     @property
-    def begin(self) -> Position:
-        """Where a run begins."""
+    def order(self) -> Order:
+        """Which rows they have."""
 
     def chunks(self, at: Position, worker: int, num_workers: int, size: int | None) -> Generator[Chunk, None, int | None]:
         """Batches from ``at`` on in chunks of at most ``size``: the ``worker``-th of every ``num_workers``.
@@ -97,20 +97,8 @@ class Batches(Protocol):
         the end of the data left over, if it was met while reading.
         """
 
-    def seek(self, step: int) -> Position:
-        """Where ``step`` begins. A stream is read up to there."""
-
-    def epoch(self, at: Position, rows: int) -> int:
-        """The pass over the source that the next row begins in, where ``rows`` rows of the step are delivered."""
-
-    def rest(self, at: Position) -> int | None:
-        """The step from which on rows are cut from what the lanes left over, if ``at`` is beyond its beginning."""
-
     def describe(self) -> str:
         """The order in words, and how much it mixes the source, as far as that is known before."""
-
-    def leftover(self, at: Position) -> int | None:
-        """Tokens that the end of the data leaves over where the run ends at ``at``; None if the data does not end it."""
 
 
 def place(stage: Stage, number: int) -> tuple[int, int]:

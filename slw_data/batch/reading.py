@@ -98,9 +98,14 @@ class Reading:
         return chunk
 
     def _column(self, column: str, spans: Spans) -> Array:
-        out = np.empty((spans.runs, spans.width + _APART), self.tokens.dtype(column))[:, : spans.width]
+        dtype, nothing = self.tokens.dtype(column), 0
         if spans.filled is not None:
-            out[:] = self.pad_id if column == "input_ids" else IGNORE if column == "labels" and self.padded else 0
+            nothing = self.pad_id if column == "input_ids" else IGNORE if column == "labels" and self.padded else 0
+            if not np.can_cast(np.min_scalar_type(nothing), dtype):
+                dtype = np.dtype(np.int64)
+        out = np.empty((spans.runs, spans.width + _APART), dtype)[:, : spans.width]
+        if spans.filled is not None:
+            out[:] = nothing
         self.tokens.fill(column, spans, out)
         if self.checked and column == "input_ids":
             found = check_ids(out, self.vocab_size)
@@ -127,7 +132,12 @@ class StoreTokens:
             store.gather(spans.starts, spans.width, out)
             return
         whole = spans.sizes == spans.width
-        if 2 * whole.sum() > spans.runs:  # all at once, what is cut after it
+        if spans.filled is not None and whole.any():  # what is padded stays so
+            some = np.flatnonzero(whole)
+            block = np.empty((len(some), spans.width), out.dtype)
+            store.gather(spans.starts[some], spans.width, block)
+            out[spans.run[some]] = block
+        elif 2 * whole.sum() > spans.runs:  # all at once, what is cut after it
             some = np.flatnonzero(whole)
             starts = np.full(spans.runs, spans.starts[some[0]])
             starts[spans.run[some]] = spans.starts[some]

@@ -5,80 +5,98 @@ Read next: :mod:`slw_data.run`. For sources that can only be read in order: :mod
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from slw_data.batch.chunk import CHUNK_TOKENS, Chunk, batches_from, chunked, place
 from slw_data.batch.reading import Reading
 from slw_data.errors import DataError
-from slw_data.order.diversity import describe_order
-from slw_data.order.lanes import LaneReader
-from slw_data.order.permutation import Ints
-from slw_data.order.position import Position
-from slw_data.order.store import StoreOrder
-from slw_data.plan import Stage
+from slw_data.order.position import Order, Position
+from slw_data.order.spans import Spans
+from slw_data.plan import SequenceLengthPlan, Stage
 
-__all__ = ["StoreBatches"]
+__all__ = ["RowOrder", "StoreBatches"]
 
 _READ_TOKENS = 2 * CHUNK_TOKENS  # of a chunk, each read once: handing over a chunk costs as much as a few batches
 
 
+class RowOrder(Order, Protocol):
+    """An order that finds rows without reading. What one iteration remembers is its ``reader``."""
+
+    @property
+    def plan(self) -> SequenceLengthPlan: ...
+
+    def reader(self, at: Position) -> Any:
+        """What one iteration looks up rows with, from ``at`` on."""
+
+    def limit(self, stage: Stage, batch: int) -> int | None:
+        """The batch of ``stage`` after ``batch`` at which another rule begins; None: there is none."""
+
+    def enough(self, stage: Stage, batches: range, reader: Any) -> range:
+        """As many of ``batches`` as the data suffices for."""
+
+    def skip(self, stage: Stage, batches: range, reader: Any) -> None:
+        """Pass over ``batches``, which somebody else reads."""
+
+    def spans(self, stage: Stage, batches: range, rank: int, look: int, reader: Any) -> Spans:
+        """Where ``batches`` of ``stage`` (counted from its start) lie on ``rank``, and ``look`` tokens after each run."""
+
+    def after(self, stage: Stage, batches: range, reader: Any) -> Sequence[Position] | None:
+        """Where the run stands after each of ``batches``, whose spans were looked up last; None where it is arithmetic."""
+
+    def again(self, stage: Stage, batches: range, reader: Any) -> Any:
+        """A reader that stands before ``batches``, whose spans were looked up last."""
+
+    def left(self, reader: Any) -> int:
+        """Tokens that the end of the data leaves over, once it is met."""
+
+
 @dataclass(frozen=True)
 class StoreBatches:
-    """Batches of one ``rank``. See :class:`slw_data.batch.chunk.Batches`. ``documents``: where they begin, if that is known."""
+    """Batches of one ``rank``. See :class:`slw_data.batch.chunk.Batches`. ``about`` describes the order."""
 
-    order: StoreOrder
+    order: RowOrder
     reading: Reading
     rank: int
-    documents: Ints | None = None
+    about: Callable[[], str]
 
     message_size = None
-    begin = Position()
 
     def chunks(self, at: Position, worker: int, num_workers: int, size: int | None) -> Generator[Chunk, None, int | None]:
-        number, now, reader = 0, (at.step, at.batch), self.order.reader()
+        number, now, reader = 0, (at.step, at.batch), self.order.reader(at)
         total = self.order.plan.total_steps
         while total is None or now[0] < total:
             stage, first, stop, most = batches_from(self.order.plan, now, size, _READ_TOKENS)
             limit = self.order.limit(stage, first)
             for numbers in chunked(first, stop if limit is None else min(stop, limit), most):
-                if number % num_workers == worker:
-                    yield from self._read_safely(stage, numbers, reader)
+                there = self.order.enough(stage, numbers, reader)
+                if there and number % num_workers == worker:
+                    yield from self._read_safely(stage, there, reader)
+                elif there:
+                    self.order.skip(stage, there, reader)
+                if len(there) < len(numbers):
+                    return self.order.left(reader)
                 number, now = number + 1, place(stage, numbers.stop)
         return None
 
-    def seek(self, step: int) -> Position:
-        return Position(step)
-
-    def epoch(self, at: Position, rows: int) -> int:
-        return self.order.epoch(at.step, rows)
-
-    def rest(self, at: Position) -> int | None:
-        rest = self.order.rest
-        return rest.step if rest is not None and (at.step, at.batch) > (rest.step, 0) else None
-
-    def leftover(self, at: Position) -> int | None:
-        order = self.order
-        if order.epochs is None:
-            return None
-        return order.epochs * order.lanes.num_tokens - (order.plan.total_tokens or 0)
-
     def describe(self) -> str:
-        return describe_order(self.order, self.documents)
+        return self.about()
 
-    def _read_safely(self, stage: Stage, numbers: range, reader: LaneReader) -> Iterator[Chunk]:
+    def _read_safely(self, stage: Stage, numbers: range, reader: Any) -> Iterator[Chunk]:
         """The chunk; where it holds a fault, the sound batches before it first, one by one."""
         try:
             chunk = self._read(stage, numbers, reader)
         except DataError:
             if len(numbers) == 1:
                 raise
+            again = self.order.again(stage, numbers, reader)
             for number in numbers:
-                yield self._read(stage, range(number, number + 1), reader)
+                yield self._read(stage, range(number, number + 1), again)
             raise
         yield chunk
 
-    def _read(self, stage: Stage, numbers: range, reader: LaneReader) -> Chunk:
+    def _read(self, stage: Stage, numbers: range, reader: Any) -> Chunk:
         self.reading.reserve(stage, numbers)
         spans = self.order.spans(stage, numbers, self.rank, self.reading.look, reader)
-        return self.reading.read(stage, numbers, spans)
+        return self.reading.read(stage, numbers, spans, self.order.after(stage, numbers, reader))

@@ -13,7 +13,6 @@ import numpy as np
 from slw_data.batch.chunk import CHUNK_TOKENS, Chunk, batches_from, chunked, place
 from slw_data.batch.reading import Reading
 from slw_data.errors import warn
-from slw_data.order.dealing import Snapshot
 from slw_data.order.diversity import neighbours
 from slw_data.order.documents import DocumentOrder, Step, Steps, spans_of
 from slw_data.order.position import Position
@@ -32,14 +31,13 @@ class StreamBatches:
     rank: int
 
     message_size = 16  # batches that a worker sends at once: each carries its position, so all count
-    begin = Position(cursor=Snapshot())
 
     def chunks(self, at: Position, worker: int, num_workers: int, size: int | None) -> Generator[Chunk, None, int | None]:
         plan, number, now = self.order.plan, 0, (at.step, at.batch)
         total = plan.total_steps
         steps = Steps(self.order, at.step, at.cursor, None if total is None else total - 1)
         step: Step | None = None
-        first_step = at == self.begin and worker == 0 and self.rank == 0 and self.order.whole
+        first_step = at == self.order.begin and worker == 0 and self.rank == 0 and self.order.whole
         while total is None or now[0] < total:
             stage, first, stop, most = batches_from(plan, now, size or 1, CHUNK_TOKENS)
             numbers = next(chunked(first, stop, most))
@@ -65,19 +63,6 @@ class StreamBatches:
                 return steps.left
             number, now = number + 1, place(stage, numbers.stop)
         return None
-
-    def seek(self, step: int) -> Position:
-        return self.begin if step == 0 else self.order.seek(step)
-
-    def epoch(self, at: Position, rows: int) -> int:
-        epoch: int = at.cursor.epoch
-        return epoch
-
-    def rest(self, at: Position) -> int | None:
-        return None
-
-    def leftover(self, at: Position) -> int | None:
-        return None if self.order.epochs is None else self.order.leftover(at.cursor)
 
     def describe(self) -> str:
         return f"{self.order.fingerprint}: a stream, whose documents are known as they are read"

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from slw_data.arguments import integer
-from slw_data.batch.stored import StoreBatches
 from slw_data.cli.arguments import COST, ORDER, STORE, Arguments, add_cost, add_plan, add_store, merged
 from slw_data.cli.batch import Places, dataset_of
 from slw_data.dataset import SLWDataset
@@ -82,9 +81,9 @@ def _over_store(arguments: Arguments, given: dict[str, Any]) -> OverStore | None
         return None
     checked = {name: integer(name, value, at_least=1) for name, value in sizes.items()}
     dataset = dataset_of({"input_ids": Places(checked["num_tokens"])}, arguments, ORDER)
-    batches = dataset.run.batches
-    assert isinstance(batches, StoreBatches)
-    return OverStore(dataset, batches.order, checked.get("num_documents"))
+    order = dataset.run.batches.order
+    assert isinstance(order, StoreOrder)
+    return OverStore(dataset, order, checked.get("num_documents"))
 
 
 def _cost(plan: SequenceLengthPlan, sizes: dict[str, Any]) -> Cost | None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from slw_data.order.circle import DocumentRows
 from slw_data.order.permutation import Ints
 from slw_data.order.store import StoreOrder
 
-__all__ = ["describe_order", "documents_in", "neighbours", "pieces_of"]
+__all__ = ["describe_documents", "describe_order", "documents_in", "neighbours", "pieces_of"]
 
 _STEPS = 100
 
@@ -84,3 +85,20 @@ def describe_order(order: StoreOrder, documents: Ints | int | None) -> str:
         one, many = (f"{documents_in(*pieces, documents, order.lanes.num_tokens):,.0f}" for pieces in found)
         where = f"a step has tokens of {about}{one} of {count:,} documents, {_STEPS} steps of {about}{many}"
     return f"{order.fingerprint}: {where}"
+
+
+def describe_documents(order: DocumentRows) -> str:
+    """How many documents a step and 100 steps hold, in a line."""
+    count, found = order.documents.count, []
+    for steps in (1, _STEPS):
+        reader, step = order.reader(order.begin), 0
+        total = steps if order.plan.total_steps is None else min(steps, order.plan.total_steps)
+        while step < total:
+            stage = order.plan.stage_at(step)
+            stop = total if stage.stop is None else min(total, stage.stop)
+            batches = range((step - stage.start) * stage.grad_accum_steps, (stop - stage.start) * stage.grad_accum_steps)
+            there = order.enough(stage, batches, reader)
+            order.skip(stage, there, reader)
+            step = stop if len(there) == len(batches) else total
+        found.append(min(reader.opened.next, count))
+    return f"{order.fingerprint}: a step has tokens of {found[0]:,} of {count:,} documents, {_STEPS} steps of {found[1]:,}"

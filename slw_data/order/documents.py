@@ -13,10 +13,11 @@ Read next: :mod:`slw_data.batch.reading`, which reads the spans of the rows.
 from __future__ import annotations
 
 import itertools
+import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -57,6 +58,9 @@ class DocumentOrder:
         """What fixes the order, in words."""
         return f"mode={self.mode!r}, preserve_eos={self.preserve_eos}, num_lanes={self.num_lanes}"
 
+    found_by_step: ClassVar[bool] = False
+    begin: ClassVar[Position] = Position(cursor=Snapshot())
+
     @property
     def whole(self) -> bool:
         """Whether all tokens form one sequence, whatever the documents."""
@@ -67,18 +71,52 @@ class DocumentOrder:
 
     def seek(self, step: int) -> Position:
         """The beginning of ``step``, by reading from the start. StateError if the data ends before it."""
+        if step == 0:
+            return self.begin
         steps = Steps(self, 0, Snapshot(), None)
         for done in range(step):
             if steps.take() is None:
                 raise StateError(f"{self.stream.name} ends after {done} steps, and step {step} was asked for")
         return Position(step, 0, steps.dealer.snapshot(), None if self.mode == "stream" else steps.dealer.delivered)
 
-    def leftover(self, at: Snapshot) -> int:
+    def settle(self, at: Position) -> Position:
+        return at
+
+    def epoch(self, at: Position) -> int:
+        """The pass that the oldest block in use is of."""
+        epoch: int = at.cursor.epoch
+        return epoch
+
+    def rest_at(self, at: Position) -> int | None:
+        return None
+
+    def leftover(self, at: Position) -> int | None:
         """Tokens of the data that are neither delivered nor discarded at ``at``, by reading on to its end."""
-        dealer = self.deal(at)
+        if self.epochs is None:
+            return None
+        dealer = self.deal(at.cursor)
         while dealer.deal() is not None:
             pass
-        return dealer.dealt - at.delivered - at.discarded
+        return dealer.dealt - int(at.cursor.delivered) - int(at.cursor.discarded)
+
+    def dump(self, at: Position) -> str:
+        return json.dumps(at.cursor._asdict())
+
+    def load(self, text: Any, at: Position) -> Snapshot:
+        try:
+            values = json.loads(text)
+            snapshot = Snapshot(**values)
+            lanes = tuple(snapshot.lanes)
+            numbers = (snapshot.epoch, snapshot.first, snapshot.next, *snapshot[5:], *lanes)
+            sound = len(values) == len(snapshot) and all(type(n) is int for n in numbers)
+            sound = sound and min(numbers[:6]) >= 0 and len(lanes) % 2 == 0
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise StateError(f"stream must be the JSON that state_dict() wrote, the saved state has {text!r:.80}")
+        if len(lanes) not in (0, 2 * self.num_lanes):
+            raise StateError(f"stream has {len(lanes) // 2} lanes in the saved state, this run has num_lanes={self.num_lanes}")
+        return snapshot._replace(lanes=lanes)
 
     def rows_of(self, stage: Stage, step: Step, batch: int, rank: int) -> tuple[Sequence[Row], int, int]:
         """``(rows, begin, width)`` of a micro-batch: tokens ``begin`` to ``begin + width`` of each of ``rows``."""

@@ -1,23 +1,60 @@
-"""Position: a place between two batches of a run.
+"""Position: a place between two batches of a run; and what an order is, to those that save and load places.
 
 Read next: :mod:`slw_data.order.spans`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Position"]
+__all__ = ["Order", "Position"]
 
 
 class Position(NamedTuple):
     """``batch`` micro-batches of ``step`` are delivered on each rank, and all steps before it.
 
-    ``cursor`` is a stream's place at the beginning of the step (None for a store, where the rest is arithmetic), and
-    ``tokens`` are those delivered by all ranks where padding makes the plan's count too high.
+    ``cursor`` is what the order needs beside these to go on, None where the rest is arithmetic, and ``tokens`` are those
+    delivered by all ranks where padding makes the plan's count too high.
     """
 
     step: int = 0
     batch: int = 0
     cursor: Any = None
     tokens: int | None = None
+
+
+class Order(Protocol):
+    """Which row comes when. It is a value, equal on all ranks."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What fixes the order, in words."""
+
+    @property
+    def found_by_step(self) -> bool:
+        """Whether a step is state enough, because nothing is read to find its rows."""
+
+    @property
+    def begin(self) -> Position:
+        """Where a run begins."""
+
+    def seek(self, step: int) -> Position:
+        """Where ``step`` begins. A stream is read up to there."""
+
+    def settle(self, at: Position) -> Position:
+        """``at``, with all that goes into a state."""
+
+    def epoch(self, at: Position) -> int:
+        """The pass over the source that the next row begins in."""
+
+    def rest_at(self, at: Position) -> int | None:
+        """The step from which on rows are cut from what the lanes left over, if ``at`` is beyond its beginning."""
+
+    def leftover(self, at: Position) -> int | None:
+        """Tokens that the end of the data leaves over where the run ends at ``at``; None if the data does not end it."""
+
+    def dump(self, at: Position) -> str:
+        """What a state keeps of a settled position beside counts."""
+
+    def load(self, text: Any, at: Position) -> Any:
+        """The cursor that was dumped at ``at``; StateError if it cannot be of this run."""

@@ -18,19 +18,21 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from slw_data.cached import cached
-from slw_data.errors import ScheduleError
+from slw_data.errors import ScheduleError, StateError
 from slw_data.order.lanes import LaneReader, Lanes
 from slw_data.order.permutation import Ints
+from slw_data.order.position import Position
 from slw_data.order.spans import Spans, joined
 from slw_data.plan import SequenceLengthPlan, Stage
 
 __all__ = ["Rest", "StoreOrder"]
 
+_BEGIN = Position()
 _MOST_TOKENS = (1 << 63) - 1  # offsets are int64
 
 
@@ -74,12 +76,25 @@ class StoreOrder:
         """What fixes the order of the rows before the rest, in words."""
         return self.lanes.fingerprint
 
-    def reader(self) -> LaneReader:
+    found_by_step: ClassVar[bool] = True
+
+    @property
+    def begin(self) -> Position:
+        return _BEGIN
+
+    def reader(self, at: Position = _BEGIN) -> LaneReader:
         """What one iteration looks up lanes with."""
         return LaneReader(self.lanes, self.plan)
 
-    def epoch(self, step: int, rows: int) -> int:
-        """The pass over the store that the row after ``rows`` of ``step``'s rows begins in."""
+    def settle(self, at: Position) -> Position:
+        return at
+
+    def seek(self, step: int) -> Position:
+        return Position(step)
+
+    def epoch(self, at: Position) -> int:
+        """The pass over the store that the next row begins in."""
+        step, rows = at.step, at.batch * self.plan.rows(at.step) * self.plan.world_size if at.batch else 0
         if self.lanes.num_lanes == 1 or step == self.plan.total_steps:
             tokens = self.plan.tokens_before(step) + (rows * self.plan.length(step) if rows else 0)
             return tokens // self.lanes.num_tokens
@@ -91,6 +106,26 @@ class StoreOrder:
         else:
             lanes, offsets = row % self.lanes.num_lanes, reader.offsets(stage, row)
         return int((offsets // self.lanes.epoch_tokens(lanes))[0])
+
+    def leftover(self, at: Position) -> int | None:
+        """Tokens that the end of the data leaves over; None if the data does not end the run."""
+        return None if self.epochs is None else self.epochs * self.lanes.num_tokens - (self.plan.total_tokens or 0)
+
+    def enough(self, stage: Stage, batches: range, reader: LaneReader) -> range:
+        """All of ``batches``: the plan ends with the data."""
+        return batches
+
+    def skip(self, stage: Stage, batches: range, reader: LaneReader) -> None:
+        """Nothing: any row is found at once."""
+
+    def after(self, stage: Stage, batches: range, reader: LaneReader) -> None:
+        """None: where the run stands is arithmetic."""
+
+    def again(self, stage: Stage, batches: range, reader: LaneReader) -> LaneReader:
+        return reader
+
+    def left(self, reader: LaneReader) -> int:
+        raise AssertionError("the plan ends before the data does")
 
     def spans(self, stage: Stage, batches: range, rank: int, look: int, reader: LaneReader) -> Spans:
         """Where ``batches`` of ``stage`` (counted from its start) lie that are ``rank``'s, and ``look`` tokens after each run.
@@ -127,6 +162,18 @@ class StoreOrder:
         each = stage.length * stage.rows * stage.grad_accum_steps * self.plan.world_size
         if stage.tokens_before + (step - stage.start) * each > _MOST_TOKENS:
             raise ScheduleError(f"a run over a store has fewer than 2^63 tokens, and step {step} comes after more")
+
+    def rest_at(self, at: Position) -> int | None:
+        """The step from which on rows are cut from the rest, if ``at`` is beyond its beginning."""
+        return self.rest.step if self.rest is not None and (at.step, at.batch) > (self.rest.step, 0) else None
+
+    def dump(self, at: Position) -> str:
+        """Nothing is needed beside the step and the batch."""
+        return ""
+
+    def load(self, text: Any, at: Position) -> None:
+        if type(text) is not str or text:
+            raise StateError(f"stream must be '' for a store, the saved state has {text!r:.80}")
 
     def limit(self, stage: Stage, batch: int) -> int | None:
         """The batch of ``stage`` at which the rest begins, if that is after ``batch``."""

@@ -16,7 +16,7 @@ import torch
 
 from slw_data.sources.stores import TokenStore, check_parallel, open_tokens
 from slw_data.sources.stores.protocol import Offsets, is_store
-from slw_data.sources.streams import DocumentStream, StoreDocuments, open_stream
+from slw_data.sources.streams import DocumentStream, open_stream
 
 __all__ = ["Stores", "open_source"]
 
@@ -54,7 +54,7 @@ class Stores:
 def open_source(
     source: Any, columns: Sequence[str], *, mode: str, vocab_size: int | None, eos_id: int | None
 ) -> Stores | DocumentStream:
-    """``source`` with ``columns``: stores for mode "stream"; for the other modes the documents in them."""
+    """``source`` with ``columns``. ValueError for a store without documents, in a mode that needs them."""
     if isinstance(source, Mapping):
         missing = [name for name in columns if name not in source]
         if missing:
@@ -74,13 +74,11 @@ def open_source(
         for name, part in parts.items()
     }
     check_parallel(stores)
-    if mode == "stream":
-        return Stores(stores)
-    if stores["input_ids"].documents is None and eos_id is None:
+    if mode != "stream" and stores["input_ids"].documents is None and eos_id is None:
         raise ValueError(
             f"mode={mode!r} needs documents, and {stores['input_ids'].name} knows none: pass eos_id, the token that ends each"
         )
-    return StoreDocuments(stores, eos_id)
+    return Stores(stores)
 
 
 def _is_store(source: Any) -> bool:
