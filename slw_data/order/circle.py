@@ -38,7 +38,7 @@ from slw_data.plan import SequenceLengthPlan, Stage
 __all__ = ["Circle", "Cutter", "DocumentRows", "Documents", "Opened", "Reader", "Truncating"]
 
 _AHEAD = 1 << 12  # documents at least that are looked up at once
-_SKIPPED = 1 << 16  # rows that are cut at once where none of them is looked at
+_SKIPPED = 1 << 16  # documents at most that are looked up at once where no row is looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,13 +96,19 @@ class Documents:
     def opened(self, first: int, stop: int) -> tuple[Ints, Ints]:
         """``(places, sizes)``, int64 (stop - first,): where documents ``first`` to ``stop`` of the run begin, counted over
         the tokens of all passes, and their tokens."""
-        epochs, numbers = np.divmod(np.arange(first, stop), self.count)
-        if self.shuffle:
-            for epoch in range(first // self.count, -(-stop // self.count)):
-                here = slice(max(0, epoch * self.count - first), max(0, (epoch + 1) * self.count - first))
-                numbers[here] = permute(numbers[here], self.count, (self.seed, epoch))
-        starts = self.kept[numbers]
-        return epochs * self.num_tokens + starts, self.kept[numbers + 1] - starts
+        places, sizes = np.empty(stop - first, np.int64), np.empty(stop - first, np.int64)
+        while first < stop:
+            epoch, number = divmod(first, self.count)
+            last = min(self.count, number + stop - first)
+            here = slice(len(places) - (stop - first), len(places) - (stop - first) + last - number)
+            if self.shuffle:
+                numbers = permute(np.arange(number, last), self.count, (self.seed, epoch))
+                starts, ends = self.kept[numbers], self.kept[numbers + 1]
+            else:
+                starts, ends = self.kept[number:last], self.kept[number + 1 : last + 1]
+            places[here], sizes[here] = starts + epoch * self.num_tokens, ends - starts
+            first += last - number
+        return places, sizes
 
     def left(self, places: Ints) -> Ints:
         """How many tokens a document has from each of ``places`` on."""
@@ -178,30 +184,45 @@ class Cutter:
             if len(self._places) == 1:
                 done += self._cut_in_line(places[done:], left[done:], opens[done:], length)
                 continue
-            lanes = slice(self._turn, min(self._turn + count - done, len(self._places)))
+            lanes, empty, _ = self._next_lanes(count - done)
             rows = slice(done, done + lanes.stop - lanes.start)
-            at, held = self._places[lanes], self._left[lanes]  # views
-            empty = np.flatnonzero(held == 0)
-            if empty.size:
-                starts, sizes = self._open(empty.size)
-                at[empty[: len(starts)]], held[empty[: len(starts)]] = starts, sizes
-                if len(starts) < empty.size:
-                    self._drop_empty()
-                    continue
-                opens[rows][empty] = True
-            places[rows], left[rows] = at, held
-            cut = np.minimum(held, length)
-            at += cut
-            held -= cut
-            done, self._turn = rows.stop, lanes.stop % len(self._places)
+            places[rows], left[rows], opens[rows][empty] = self._places[lanes], self._left[lanes], True
+            self._take(lanes, length)
+            done = rows.stop
         self.row += count
         self.delivered += int(np.minimum(left, length).sum())
         return Cut(places, left, opens)
 
     def skip(self, count: int, length: int) -> None:
-        """Cut ``count`` rows that nobody looks at."""
-        for done in range(0, count, _SKIPPED):
-            self.cut(min(_SKIPPED, count - done), length)
+        """Cut ``count`` rows that nobody looks at: as :meth:`cut`, but nothing is written down of a row."""
+        held, opened = int(self._left.sum()), 0
+        self.row += count
+        while count:
+            if len(self._places) == 1:
+                rows, tokens = self._skip_in_line(count, length)
+            else:
+                lanes, _, tokens = self._next_lanes(count)
+                rows = lanes.stop - lanes.start
+                self._take(lanes, length)
+            count, opened = count - rows, opened + tokens
+        self.delivered += held + opened - int(self._left.sum())
+
+    def _skip_in_line(self, count: int, length: int) -> tuple[int, int]:
+        """``(rows, tokens)``: of a single lane, some rows of those that are wanted, and the tokens of what was opened."""
+        if self._left[0]:
+            rows = min(count, -(-int(self._left[0]) // length))
+            self._places += rows * length
+            self._left[:] = max(0, int(self._left[0]) - rows * length)
+            return rows, 0
+        places, sizes = self._open(min(count, _SKIPPED), keep=True)
+        ends = np.cumsum(-(-sizes // length))
+        whole = int(np.searchsorted(ends, count, side="right"))  # documents that are cut up
+        if whole:
+            self.next += whole
+            return int(ends[whole - 1]), int(sizes[:whole].sum())
+        self._places, self._left = places[:1].copy(), sizes[:1].copy()
+        self.next += 1
+        return 0, int(sizes[0])
 
     def _cut_in_line(self, places: Ints, left: Ints, opens: npt.NDArray[np.bool_], length: int) -> int:
         """Of a single lane, the rows of several documents at once, as many as are looked up together: how many rows.
@@ -227,6 +248,35 @@ class Cutter:
         self._places[0], self._left[0] = places[count - 1] + length, max(0, int(left[count - 1]) - length)
         return count
 
+    def _next_lanes(self, most: int) -> tuple[slice, Ints, int]:
+        """``(lanes, empty, tokens)``: whose turn it is, ``most`` of them at most, all with a document now; which of them were
+        empty before; and the tokens of what was opened."""
+        while True:
+            lanes = slice(self._turn, min(self._turn + most, len(self._places)))
+            empty = np.flatnonzero(self._left[lanes] == 0)
+            if not empty.size:
+                return lanes, empty, 0
+            if self.documents.end is None or empty.size <= self.documents.end - self.next:
+                self._places[lanes][empty], sizes = self._open(empty.size)
+                self._left[lanes][empty] = sizes
+                return lanes, empty, int(sizes.sum())
+            self._drop_empty(self.documents.end - self.next)
+
+    def _drop_empty(self, documents: int) -> None:
+        """Leave out the lanes that are empty, but for those of the last ``documents``. The first is then the next row's."""
+        held, places = np.roll(self._left, -self._turn), np.roll(self._places, -self._turn)
+        kept = held > 0
+        kept[np.flatnonzero(~kept)[:documents]] = True
+        self._places, self._left, self._turn = places[kept], held[kept], 0
+
+    def _take(self, lanes: slice, length: int) -> None:
+        """A row of each of ``lanes``. Where a document ends, its place no longer matters."""
+        self._turn = lanes.stop % len(self._places)
+        self._places[lanes] += length
+        left = self._left[lanes]
+        left -= length
+        np.maximum(left, 0, out=left)
+
     def _open(self, count: int, *, keep: bool = False) -> tuple[Ints, Ints]:
         """``(places, sizes)`` of the next ``count`` documents, or of those that there are. ``keep``: they stay to be opened."""
         end = self.documents.end
@@ -240,12 +290,6 @@ class Cutter:
         if not keep:
             self.next = stop
         return places[here], sizes[here]
-
-    def _drop_empty(self) -> None:
-        """Leave out lanes without a document. The first is then the next row's."""
-        held = np.roll(self._left, -self._turn)
-        self._places, self._left = np.roll(self._places, -self._turn)[held > 0], held[held > 0]
-        self._turn = 0
 
 
 class Truncating(Cutter):
@@ -270,7 +314,8 @@ class Truncating(Cutter):
                 self._count(np.diff(self.documents.kept), length)
                 self.row, self.next = self.row + some, self.next + some
             else:
-                super().skip(some, length)
+                some = min(some, _SKIPPED)
+                self.cut(some, length)
             count -= some
 
     def rows_left(self, length: int, wanted: int) -> int:

@@ -6,6 +6,7 @@ Read next: :mod:`slw_data.order.lanes`, whose blocks it permutes.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,10 @@ __all__ = ["Ints", "permute"]
 Ints = npt.NDArray[np.int64]
 
 
+_TABLE = 16  # bits of half a value up to which the rounds are looked up: six tables of 512 KiB at most
+_MANY = 1 << 8  # values from which on that is worth it
+
+
 def permute(values: Ints, size: int, key: tuple[int, int]) -> Ints:
     """A keyed permutation of ``range(size)``, evaluated at ``values``, in constant memory.
 
@@ -22,21 +27,52 @@ def permute(values: Ints, size: int, key: tuple[int, int]) -> Ints:
     (Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002).
     """
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    tabled = half <= _TABLE and len(values) >= _MANY
+    tables = _tables(half, key) if tabled else None
+    keys = _keys(key)
+
+    def once(some: Ints) -> Ints:
+        return _by_tables(some, half, tables) if tables is not None else _feistel(some.astype(np.uint64), half, keys)
+
+    out = once(values)
+    while (outside := np.flatnonzero(out >= size)).size:
+        out[outside] = once(out[outside])
+    return out
+
+
+def _keys(key: tuple[int, int]) -> npt.NDArray[np.uint64]:
+    """Those of the six rounds."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=48).digest()
-    keys = np.frombuffer(digest, dtype="<u8")
-    out = _feistel(values.astype(np.uint64), half, keys)
-    while (outside := out >= size).any():
-        out[outside] = _feistel(out[outside], half, keys)
-    return out.astype(np.int64)
+    return np.frombuffer(digest, dtype="<u8")
 
 
-def _feistel(values: npt.NDArray[np.uint64], half: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def _feistel(values: npt.NDArray[np.uint64], half: int, keys: npt.NDArray[np.uint64]) -> Ints:
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = values >> shift, values & mask
     for key in keys:
-        mixed = (right + key) * np.uint64(0x9E3779B97F4A7C15)  # wraps modulo 2^64, as meant
-        mixed ^= mixed >> np.uint64(32)
-        mixed *= np.uint64(0xD6E8FEB86659FD93)
-        left, right = right, left ^ ((mixed >> np.uint64(64 - half)) & mask)
-    joined: npt.NDArray[np.uint64] = (left << shift) | right
+        left, right = right, left ^ _mixed(right, key, half)
+    return ((left << shift) | right).astype(np.int64)
+
+
+def _mixed(right: npt.NDArray[np.uint64], key: np.uint64, half: int) -> npt.NDArray[np.uint64]:
+    """What one round adds to the left half: the upper bits of a product."""
+    mixed = (right + key) * np.uint64(0x9E3779B97F4A7C15)  # wraps modulo 2^64, as meant
+    mixed ^= mixed >> np.uint64(32)
+    mixed *= np.uint64(0xD6E8FEB86659FD93)
+    upper: npt.NDArray[np.uint64] = mixed >> np.uint64(64 - half)
+    return upper
+
+
+@lru_cache(maxsize=4)
+def _tables(half: int, key: tuple[int, int]) -> Ints:
+    """What each round adds to the left half, for every right half: int64 (6, 2^half)."""
+    halves = np.arange(1 << half, dtype=np.uint64)
+    return np.array([_mixed(halves, of_round, half) for of_round in _keys(key)]).astype(np.int64)
+
+
+def _by_tables(values: Ints, half: int, tables: Ints) -> Ints:
+    left, right = values >> half, values & ((1 << half) - 1)
+    for table in tables:
+        left, right = right, left ^ table[right]
+    joined: Ints = (left << half) | right
     return joined
