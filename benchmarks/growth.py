@@ -1,8 +1,12 @@
-"""Whether the cost of a batch grows with the store, the run, the files and the lanes: ``python -m benchmarks.growth``.
+"""Whether the cost of a batch grows with the store, the run, the files, the lanes and the ranks:
+``python -m benchmarks.growth``.
 
 Microseconds per batch of one shape, and how many times the first line of the table. A short range of batches is made again
 and again, so that its pages are in memory, and what is timed is finding and making batches, not the disk: the files are
 sparse, and larger than any memory. Without a thread that reads ahead, so that no second core is needed.
+
+The last table has the milliseconds that a step of 32 rows costs one of many ranks, for each mode, over a store of 10 million
+documents whose tokens are computed: their sizes are log-normal, with a median of 400 tokens. There steps follow each other.
 """
 
 from __future__ import annotations
@@ -11,16 +15,20 @@ import argparse
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.timing import above_zero, per_item, table
 from slw_data import ConstantSchedule, SLWDataset, SLWLoader, open_tokens
 
 ROWS, LENGTH = 16, 256
+RANK_ROWS, WORLDS = 32, (1, 8, 64, 512, 4096)
+MODES = ("stream", "segment", "truncate")
 FLAT = 1.25  # times the cheapest line: what is within the noise
 
 
@@ -29,6 +37,54 @@ def sparse(path: Path, tokens: int) -> Path:
     with open(path, "wb") as file:
         file.truncate(2 * tokens)
     return path
+
+
+class Computed:
+    """A store of documents, whose tokens are their places."""
+
+    name = fingerprint = "computed"
+    dtype = np.dtype(np.uint16)
+
+    def __init__(self, documents: int) -> None:
+        sizes = np.random.default_rng(0).lognormal(np.log(400), 1, documents).astype(np.int64) + 1
+        self.documents = np.concatenate([[0], np.cumsum(sizes)])
+
+    def __len__(self) -> int:
+        return int(self.documents[-1])
+
+    def read(self, start: int, stop: int) -> Any:
+        return np.arange(start, stop).astype(np.uint16)
+
+    def gather(self, starts: Any, length: int, out: Any) -> None:
+        out[:] = starts.astype(out.dtype)[:, None] + np.arange(length, dtype=out.dtype)
+
+
+def of_one_rank(source: Any, mode: str, length: int, shuffle: bool, world: int) -> SLWLoader:
+    """The loader of the middle one of ``world`` ranks."""
+    dataset = SLWDataset(
+        source,
+        ConstantSchedule(length),
+        batch_size=RANK_ROWS,
+        total_steps=2 * 10**8,
+        mode=mode,
+        pad_id=None if mode == "stream" else 0,
+        labels="none",
+        shuffle=shuffle,
+        dp_rank=world // 2,
+        dp_world_size=world,
+    )
+    return SLWLoader(dataset, prefetch=0)
+
+
+def ranks(seconds: float, rounds: int, documents: int, worlds: Sequence[int]) -> str:
+    """The table of the cost of a step on one of many ranks."""
+    source, rows = Computed(documents), []
+    for mode, shuffle, length in product(MODES, (False, True), (8, 1024)):
+        loaders = {str(world): of_one_rank(source, mode, length, shuffle, world) for world in worlds}
+        measured = per_item({name: partial(iter, loader) for name, loader in loaders.items()}, seconds=seconds, rounds=rounds)
+        took = [f"{min(times) * 1e3:.3f}" for times in measured.values()]
+        rows.append([f"{mode}, {'shuffled' if shuffle else 'in order'}, {length:,}", *took])
+    return table(["mode, order, length", *(f"{world:,}" for world in worlds)], rows)
 
 
 Case = Callable[[bool], SLWLoader]  # shuffled or not -> a loader at the step to begin at
@@ -99,11 +155,13 @@ def verdict(names: list[str], costs: list[float]) -> str:
 
 
 def report(seconds: float, rounds: int, batches: int, most: int | None) -> None:
-    """Print the four tables."""
+    """Print the four tables, and that of ranks."""
     with tempfile.TemporaryDirectory() as folder:
         for name, lines in cases(Path(folder), most).items():
             rows, words = grown(lines, seconds, rounds, batches)
             print(f"\n{table([name, 'in order, us', 'shuffled, us', 'first batch, ms'], rows)}\n\n{words}", flush=True)
+    documents, worlds = (10**7, WORLDS) if most is None else (10**4, WORLDS[:most])
+    print(f"\nMilliseconds of one of so many ranks for a step\n\n{ranks(seconds, rounds, documents, worlds)}", flush=True)
 
 
 def main() -> None:

@@ -207,6 +207,27 @@ def test_seeking_beyond_the_end_of_the_documents_is_refused():
     refused(lambda: loader.seek(10), "after 9 steps", "step 10", error=StateError)
 
 
+@pytest.mark.parametrize("num_lanes", [1, 3])
+@pytest.mark.parametrize("mode", ["segment", "truncate"])
+def test_every_batch_before_a_bad_token_is_delivered_and_the_run_goes_on_over_the_repaired_store(mode, num_lanes):
+    docs = [[10 * i + k for k in range(9)] for i in range(40)]
+    shape, options = {"batch_size": 2, "world_size": 1}, {"mode": mode, "pad_id": 0, "num_lanes": num_lanes, "shuffle": True}
+    source = stored(docs)
+    expected = [masked(batch) for batch in loader_of(source, ConstantSchedule(4), shape, **options)]
+    bad = expected[11][0][0]
+    broken = stored(docs)
+    broken.tokens[broken.tokens == bad] = 1000
+    loader, found = loader_of(broken, ConstantSchedule(4), shape, vocab_size=500, **options), []
+    with pytest.raises(DataError, match="token .* is 1000"):
+        for batch in loader:
+            found.append(masked(batch))
+    assert found == expected[:11]
+    state = loader.state_dict()
+    repaired = loader_of(source, ConstantSchedule(4), shape, vocab_size=500, **options)
+    repaired.load_state_dict(state)
+    assert [masked(batch) for batch in repaired] == expected[11:]
+
+
 # -- where documents begin --------------------------------------------------------------------------------------------
 
 

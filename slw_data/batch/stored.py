@@ -31,7 +31,7 @@ class RowOrder(Order, Protocol):
         """What one iteration looks up rows with, from ``at`` on."""
 
     def limit(self, stage: Stage, batch: int) -> int | None:
-        """The batch of ``stage`` after ``batch`` at which another rule begins; None: there is none."""
+        """The batch of ``stage`` up to which those from ``batch`` on may be looked up together; None: all of them."""
 
     def enough(self, stage: Stage, batches: range, reader: Any) -> range:
         """As many of ``batches`` as the data suffices for."""

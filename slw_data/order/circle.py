@@ -38,6 +38,7 @@ from slw_data.plan import SequenceLengthPlan, Stage
 __all__ = ["Circle", "Cutter", "DocumentRows", "Documents", "Opened", "Reader", "Truncating"]
 
 _AHEAD = 1 << 12  # documents at least that are looked up at once
+_AT_ONCE = 1 << 16  # rows of all ranks at most that are cut at once, if they are more than those of a batch
 _SKIPPED = 1 << 16  # documents at most that are looked up at once where no row is looked at
 
 
@@ -392,9 +393,9 @@ class DocumentRows:
         """None: a circle that has shrunk at the end of the data says so itself."""
         return None
 
-    def limit(self, stage: Stage, batch: int) -> int | None:
-        """None: one rule holds to the end."""
-        return None
+    def limit(self, stage: Stage, batch: int) -> int:
+        """The batch up to which rows are looked up at once: those of all ranks are cut, and there may be many."""
+        return batch + max(1, _AT_ONCE // (stage.rows * self.plan.world_size))
 
     def leftover(self, at: Position) -> int | None:
         """Tokens of the data that are neither delivered nor discarded at ``at``; None: it has no end."""
