@@ -20,6 +20,7 @@ from slw_data.errors import DataError, ScheduleError, StateError
 from slw_data.functional import set_batch_sequence_length
 from slw_data.loader import SLWLoader
 from slw_data.plan import SequenceLengthPlan, Stage
+from slw_data.plan.drawn import BucketSchedule
 from slw_data.plan.schedules import (
     ConstantSchedule,
     CosineSchedule,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Block",
+    "BucketSchedule",
     "ConstantSchedule",
     "CosineSchedule",
     "CyclicSchedule",

@@ -24,21 +24,22 @@ from slw_data.batch.stored import StoreBatches
 from slw_data.batch.streamed import StreamBatches
 from slw_data.cached import cached
 from slw_data.errors import DataError, ScheduleError, StateError, warn
+from slw_data.order.buckets import BucketRows, Buckets
 from slw_data.order.circle import DocumentRows, Documents
-from slw_data.order.diversity import describe_documents, describe_order, documents_in, neighbours, pieces_of
+from slw_data.order.diversity import describe_buckets, describe_documents, describe_order, documents_in, neighbours, pieces_of
 from slw_data.order.documents import DocumentOrder
 from slw_data.order.lanes import open_lanes
 from slw_data.order.position import Position
 from slw_data.order.store import StoreOrder
 from slw_data.plan import SequenceLengthPlan
+from slw_data.plan.drawn import BucketSchedule
 from slw_data.plan.schedules import ConstantSchedule
 from slw_data.ranks import Ranks
 from slw_data.sources import Stores
-from slw_data.sources.stores.documents import find_documents
 from slw_data.sources.streams import DocumentStream
 from slw_data.state import Identity, dump_state, parse_state
 
-__all__ = ["Run", "Shuffle", "open_run", "plan_of"]
+__all__ = ["Run", "Shuffle", "drawn", "open_run", "plan_of"]
 
 _LOOKED_AT = 1 << 20  # tokens of a step at most in which ends of documents are counted
 
@@ -128,19 +129,20 @@ def plan_of(
     ends: Mapping[str, int | None],
     source: Stores | DocumentStream,
     ranks: Ranks,
-    padded: bool,
+    counted: bool,
 ) -> tuple[SequenceLengthPlan, int | None]:
     """The plan, and the passes over the source after which its end ends the run (None: the plan ends it).
 
-    ``wanted`` is a schedule or a plan; ``shape`` and ``ends`` are what was given beside it; of ``padded`` rows nobody knows how
-    many the data gives. ScheduleError where these contradict each other, or the data does not suffice for a step.
+    ``wanted`` is a schedule or a plan; ``shape`` and ``ends`` are what was given beside it; ``counted``: every token is in a row,
+    so a store tells how many steps there are. ScheduleError where these contradict each other, or the data does not suffice
+    for a step.
     """
     if sum(value is not None for value in ends.values()) > 1:
         raise ScheduleError(f"give at most one of total_steps, total_tokens and epochs, got {given(ends)}")
     epochs = None if ends["epochs"] is None else integer("epochs", ends["epochs"], at_least=1)
     open_end = ends["total_steps"] is None and ends["total_tokens"] is None
     tokens = None  # of all epochs, where a store can tell
-    if open_end and isinstance(source, Stores) and not padded:
+    if open_end and isinstance(source, Stores) and counted:
         tokens = (epochs or 1) * source.num_tokens * (ranks.world if ranks.sharded else 1)
     if isinstance(wanted, SequenceLengthPlan):
         _check_plan(wanted, shape, ends, ranks)
@@ -193,6 +195,32 @@ def _covered(plan: SequenceLengthPlan, source: Stores | DocumentStream) -> Seque
     return plan
 
 
+def drawn(
+    wanted: Any, shape: Mapping[str, Any], ends: Mapping[str, int | None], source: Stores | DocumentStream, ranks: Ranks, form: Form
+) -> tuple[Any, Mapping[str, int | None]]:
+    """``wanted`` and ``ends``; of a :class:`BucketSchedule` with the steps that the documents suffice for."""
+    if not isinstance(wanted, BucketSchedule):
+        return wanted, ends
+    if form.mode != "buckets" or not isinstance(source, Stores):
+        raise ValueError(f"BucketSchedule draws from the documents of a store: write mode='buckets', got mode={form.mode!r}")
+    pieces = Buckets(source.bounds, tuple(wanted.lengths))
+    rows = {length: _rows_of_step(length, shape, ranks) for length in wanted.lengths}
+    steps = {n: count // rows[n] for n, count in zip(pieces.lengths, pieces.counts, strict=True)}
+    if not any(steps.values()):
+        raise DataError(f"{source.name} has too few documents for a step of any length: pieces {pieces.counts} of {pieces.lengths}")
+    schedule = wanted.over(steps)
+    if ends["total_steps"] is None and ends["total_tokens"] is None:
+        epochs = 1 if ends["epochs"] is None else integer("epochs", ends["epochs"], at_least=1)
+        ends = {"total_steps": epochs * schedule.pass_steps, "total_tokens": None, "epochs": None}
+    return schedule, ends
+
+
+def _rows_of_step(length: int, shape: Mapping[str, Any], ranks: Ranks) -> int:
+    """Rows of a step of this length, of all that read one source."""
+    plan = SequenceLengthPlan(ConstantSchedule(length), **shape, world_size=1 if ranks.sharded else ranks.world, total_steps=1)
+    return plan.global_rows(0)
+
+
 # -- the choice --------------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +241,7 @@ def open_run(
     if isinstance(source, Stores):
         batches = _store_batches(source, local, epochs, form, shuffle, rank, builder)
     else:
-        _check_stream(source, shuffle, ranks)
+        _check_stream(source, form.mode, shuffle, ranks)
         cuts = DocumentOrder(source, local, shuffle.num_lanes or 1, form.mode, form.preserve_eos, epochs)
         batches = StreamBatches(cuts, _reading(BlockTokens(source.name), form, builder, form.documents), rank)
     vocabulary = "" if form.vocab_size is None else f", vocabulary of {form.vocab_size}"
@@ -236,10 +264,13 @@ def _store_batches(
     builder: BatchBuilder,
 ) -> StoreBatches:
     tokens = StoreTokens(source.columns, form.eos_id)
+    if form.mode == "buckets":
+        pieces = Buckets(source.bounds, plan.lengths)
+        of_buckets = BucketRows(pieces, plan, shuffle.shuffle, shuffle.seed, epochs)
+        return StoreBatches(of_buckets, _reading(tokens, form, builder, False), rank, partial(describe_buckets, of_buckets))
     if form.padded:  # a row holds one document, so none begins within it
-        bounds = find_documents(source.columns["input_ids"], form.eos_id)
         eos_id = form.eos_id if source.documents is None else None
-        documents = Documents(bounds, shuffle.shuffle, shuffle.seed, epochs, eos_id)
+        documents = Documents(source.bounds, shuffle.shuffle, shuffle.seed, epochs, eos_id)
         rows = DocumentRows(documents, plan, shuffle.num_lanes or documents.lanes, form.mode, form.preserve_eos)
         return StoreBatches(rows, _reading(tokens, form, builder, False), rank, partial(describe_documents, rows))
     lanes = open_lanes(source.num_tokens, shuffle.num_lanes, shuffle=shuffle.shuffle, seed=shuffle.seed)
@@ -265,7 +296,9 @@ def _warn_of_neighbours(order: StoreOrder, source: Stores, eos_id: int | None) -
         warn(neighbours(plan.global_rows(0), plan.length(0), documents, "shuffle=True"))
 
 
-def _check_stream(source: DocumentStream, shuffle: Shuffle, ranks: Ranks) -> None:
+def _check_stream(source: DocumentStream, mode: str, shuffle: Shuffle, ranks: Ranks) -> None:
+    if mode == "buckets":
+        raise ValueError(f"mode='buckets' chooses among all documents, and {source.name} is a stream: save it as a store first")
     if shuffle.shuffle:
         raise ValueError("shuffle=True permutes a store; shuffle a stream at its source, or save it as a store first")
     if source.sharded is not None and not ranks.sharded:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from slw_data.arguments import choice, flag, integer, names, token_id
 from slw_data.batch.building import EXTRAS, LABELS
-from slw_data.order.documents import MODES
 
-__all__ = ["Form"]
+__all__ = ["MODES", "Form"]
+
+MODES = ("stream", "segment", "truncate", "buckets")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Form:
     @property
     def padded(self) -> bool:
         """Whether rows may hold padding."""
-        return self.mode != "stream"
+        return self.mode in ("segment", "truncate")
 
     @property
     def documents(self) -> bool:
@@ -58,9 +59,9 @@ class Form:
 
     def _check_mode(self) -> None:
         """Options that the mode has no use for, or that it lacks."""
-        if self.mode == "stream" and (self.pad_id is not None or self.preserve_eos):
-            raise ValueError("pad_id and preserve_eos are of modes 'segment' and 'truncate': mode 'stream' pads nothing")
-        if self.mode != "stream" and self.pad_id is None:
+        if not self.padded and (self.pad_id is not None or self.preserve_eos):
+            raise ValueError(f"pad_id and preserve_eos are of modes 'segment' and 'truncate': mode {self.mode!r} pads nothing")
+        if self.padded and self.pad_id is None:
             raise ValueError(f"mode={self.mode!r} pads rows, and needs pad_id: the id to pad with (such as eos_id)")
         if self.preserve_eos and self.mode != "truncate":
             raise ValueError(f"preserve_eos is of mode 'truncate', where tokens are discarded; mode is {self.mode!r}")

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from slw_data.order.buckets import BucketRows
 from slw_data.order.circle import DocumentRows
 from slw_data.order.permutation import Ints
 from slw_data.order.store import StoreOrder
 
-__all__ = ["describe_documents", "describe_order", "documents_in", "neighbours", "pieces_of"]
+__all__ = ["describe_buckets", "describe_documents", "describe_order", "documents_in", "neighbours", "pieces_of"]
 
 _STEPS = 100
 
@@ -102,3 +103,10 @@ def describe_documents(order: DocumentRows) -> str:
             step = stop if len(there) == len(batches) else total
         found.append(min(reader.opened.next, count))
     return f"{order.fingerprint}: a step has tokens of {found[0]:,} of {count:,} documents, {_STEPS} steps of {found[1]:,}"
+
+
+def describe_buckets(order: BucketRows) -> str:
+    """How many pieces each bucket has, in a line."""
+    buckets = order.buckets
+    pieces = ", ".join(f"{count:,} of {length:,}" for length, count in zip(buckets.lengths, buckets.counts, strict=True))
+    return f"{order.fingerprint}: pieces: {pieces}; {buckets.left_out:,} tokens are in none"

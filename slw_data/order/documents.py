@@ -28,9 +28,7 @@ from slw_data.order.spans import Spans
 from slw_data.plan import SequenceLengthPlan, Stage
 from slw_data.sources.streams import DocumentStream
 
-__all__ = ["MODES", "DocumentOrder", "Step", "Steps", "spans_of"]
-
-MODES = ("stream", "segment", "truncate")
+__all__ = ["DocumentOrder", "Step", "Steps", "spans_of"]
 
 
 class Step(NamedTuple):

@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from slw_data.cached import cached
 from slw_data.sources.stores import TokenStore, check_parallel, open_tokens
+from slw_data.sources.stores.documents import find_documents
 from slw_data.sources.stores.protocol import Offsets, is_store
 from slw_data.sources.streams import DocumentStream, open_stream
 
@@ -23,9 +25,10 @@ __all__ = ["Stores", "open_source"]
 
 @dataclass(frozen=True)
 class Stores:
-    """A store for each column, cut at the same places."""
+    """A store for each column, cut at the same places. ``eos_id`` ends a document, where the store does not know them."""
 
     columns: Mapping[str, TokenStore]
+    eos_id: int | None = None
 
     passes: ClassVar[int | None] = None
     not_exact: ClassVar[str | None] = None
@@ -43,6 +46,11 @@ class Stores:
     def documents(self) -> Offsets | None:
         """Where documents begin, and the end, int64; None where nobody knows."""
         return self.columns["input_ids"].documents
+
+    @cached
+    def bounds(self) -> Offsets:
+        """The same, or found by ``eos_id`` in one pass over all tokens. DataError where that is not given either."""
+        return find_documents(self.columns["input_ids"], self.eos_id)
 
     @property
     def fingerprint(self) -> str:
@@ -78,7 +86,7 @@ def open_source(
         raise ValueError(
             f"mode={mode!r} needs documents, and {stores['input_ids'].name} knows none: pass eos_id, the token that ends each"
         )
-    return Stores(stores)
+    return Stores(stores, eos_id)
 
 
 def _is_store(source: Any) -> bool:
