@@ -38,6 +38,7 @@ from slw_data.plan import SequenceLengthPlan, Stage
 __all__ = ["Circle", "Cutter", "DocumentRows", "Documents", "Opened", "Reader", "Truncating"]
 
 _AHEAD = 1 << 12  # documents at least that are looked up at once
+_TOGETHER = 1 << 13  # of these, as many as the lines of the offsets that they touch stay in the cache
 _AT_ONCE = 1 << 16  # rows of all ranks at most that are cut at once, if they are more than those of a batch
 _SKIPPED = 1 << 16  # documents at most that are looked up at once where no row is looked at
 
@@ -100,7 +101,7 @@ class Documents:
         places, sizes = np.empty(stop - first, np.int64), np.empty(stop - first, np.int64)
         while first < stop:
             epoch, number = divmod(first, self.count)
-            last = min(self.count, number + stop - first)
+            last = min(self.count, number + min(stop - first, _TOGETHER))
             here = slice(len(places) - (stop - first), len(places) - (stop - first) + last - number)
             if self.shuffle:
                 numbers = permute(np.arange(number, last), self.count, (self.seed, epoch))

@@ -1,8 +1,9 @@
 """Files of tokens: found, measured and sampled when opened, mapped when read.
 
 A :class:`TokenFile` says where the tokens of one file lie. It holds nothing open and is what travels to other
-processes. :class:`FileSources` maps files as they are read. At most :data:`OPEN_FILES` are mapped at once, over all stores
-of the process, so that 10,000 files and many columns work under the usual limit of 1,024 descriptors (two each).
+processes. :class:`FileSources` maps files as they are read, and those that were read last stay mapped, over all stores of the
+process: :data:`OPEN_FILES`, or more where the process may have many descriptors (two each), since a shuffled run comes to
+thousands of files in turn. So 10,000 files and many columns work under the usual limit of 1,024 descriptors too.
 
 A file may be another one by the time it is mapped: replaced, written over, or on another host. If it is, it must have the
 fingerprint that was taken when it was opened.
@@ -33,7 +34,8 @@ from slw_data.sources.stores.protocol import Tokens
 
 __all__ = ["FileSources", "TokenFile", "describe_file", "open_regular", "raw_file"]
 
-OPEN_FILES = 128
+OPEN_FILES = 128  # whatever the limit
+_MOST_OPEN = 1 << 13  # whatever the limit; Linux lets a process have 65,530 maps
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,22 @@ class FileSources:
         # Without a lock, which a fork might copy while it is held: each call here is one step, also beside other threads.
         with suppress(KeyError):  # another thread has dropped it
             _mapped.move_to_end(key)
-            while len(_mapped) > OPEN_FILES:
+            while len(_mapped) > OPEN_FILES and len(_mapped) > _most_open():
                 _mapped.popitem(last=False)
         return mapped.tokens()
 
     def __reduce__(self) -> tuple[type["FileSources"], tuple[tuple[TokenFile, ...]]]:
         return FileSources, (self.files,)
+
+
+def _most_open() -> int:
+    """Files that stay mapped: with two descriptors each, a quarter of what the process may have at most."""
+    try:
+        import resource
+    except ImportError:
+        return OPEN_FILES
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_OPEN if soft == resource.RLIM_INFINITY else max(OPEN_FILES, min(soft // 8, _MOST_OPEN))
 
 
 _mapped: OrderedDict[tuple[int, int], MappedFile] = OrderedDict()  # of all stores; the one used last is at the end
