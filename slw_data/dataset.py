@@ -53,9 +53,10 @@ class SLWDataset(IterableDataset[Batch]):
         seed: of the permutations.
         num_lanes: readers that rows are dealt to, one after the other. Default: 1; with ``shuffle`` so many that batches are
             as good as random rows, which depends on the store alone (:func:`slw_data.order.lanes.open_lanes`).
-        mode: "buckets": a store's documents are cut into pieces of the run's lengths, the longest first, and a step takes its
-            rows from the pieces of its length; see :class:`BucketSchedule`. "stream": documents are joined and cut every ``length`` tokens. "segment": a row never holds two documents;
-            the rest of the row is padded. "truncate": one row for each document, the rest of it is discarded.
+        mode: "stream": documents are joined and cut every ``length`` tokens. "segment": a row never holds two documents;
+            the rest of the row is padded. "truncate": one row for each document, the rest of it is discarded. "buckets": a
+            store's documents are cut into pieces of the run's lengths, the longest first, and a step takes its rows from the
+            pieces of its length, without padding (:class:`slw_data.BucketSchedule`).
         labels: "unshifted": a copy of input_ids, for models that shift inside (Hugging Face). "shifted": the token after
             each, also across the cut. "both": ``labels`` and ``shift_labels``. "none". If "labels" is one of the columns,
             they are made from it.
@@ -112,7 +113,7 @@ class SLWDataset(IterableDataset[Batch]):
         opened = open_source(source, form.columns, mode=form.mode, vocab_size=form.vocab_size, eos_id=form.eos_id)
         shape = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "grad_accum_steps": grad_accum_steps}
         ends = {"total_steps": total_steps, "total_tokens": total_tokens, "epochs": epochs}
-        wanted, ends = drawn(schedule_or_plan, shape, ends, opened, ranks, form)
+        wanted, ends = drawn(schedule_or_plan, shape, ends, opened, ranks, form.mode)
         plan, passes = plan_of(wanted, shape, ends, opened, ranks, form.mode == "stream")
         self.mode, self.labels, self.columns, self.extras = form.mode, form.labels, form.columns, form.extras
         self.run = open_run(opened, plan, passes, form, order, ranks)

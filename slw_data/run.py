@@ -133,9 +133,9 @@ def plan_of(
 ) -> tuple[SequenceLengthPlan, int | None]:
     """The plan, and the passes over the source after which its end ends the run (None: the plan ends it).
 
-    ``wanted`` is a schedule or a plan; ``shape`` and ``ends`` are what was given beside it; ``counted``: every token is in a row,
-    so a store tells how many steps there are. ScheduleError where these contradict each other, or the data does not suffice
-    for a step.
+    ``wanted`` is a schedule or a plan; ``shape`` and ``ends`` are what was given beside it; ``counted``: every token is in a
+    row, so a store tells how many steps there are. ScheduleError where these contradict each other, or the data does not
+    suffice for a step.
     """
     if sum(value is not None for value in ends.values()) > 1:
         raise ScheduleError(f"give at most one of total_steps, total_tokens and epochs, got {given(ends)}")
@@ -196,18 +196,25 @@ def _covered(plan: SequenceLengthPlan, source: Stores | DocumentStream) -> Seque
 
 
 def drawn(
-    wanted: Any, shape: Mapping[str, Any], ends: Mapping[str, int | None], source: Stores | DocumentStream, ranks: Ranks, form: Form
-) -> tuple[Any, Mapping[str, int | None]]:
+    wanted: Any,
+    shape: Mapping[str, Any],
+    ends: dict[str, int | None],
+    source: Stores | DocumentStream,
+    ranks: Ranks,
+    mode: str,
+) -> tuple[Any, dict[str, int | None]]:
     """``wanted`` and ``ends``; of a :class:`BucketSchedule` with the steps that the documents suffice for."""
     if not isinstance(wanted, BucketSchedule):
         return wanted, ends
-    if form.mode != "buckets" or not isinstance(source, Stores):
-        raise ValueError(f"BucketSchedule draws from the documents of a store: write mode='buckets', got mode={form.mode!r}")
+    if mode != "buckets" or not isinstance(source, Stores):
+        raise ValueError(f"BucketSchedule draws from the documents of a store: write mode='buckets', got mode={mode!r}")
     pieces = Buckets(source.bounds, tuple(wanted.lengths))
     rows = {length: _rows_of_step(length, shape, ranks) for length in wanted.lengths}
     steps = {n: count // rows[n] for n, count in zip(pieces.lengths, pieces.counts, strict=True)}
     if not any(steps.values()):
-        raise DataError(f"{source.name} has too few documents for a step of any length: pieces {pieces.counts} of {pieces.lengths}")
+        raise DataError(
+            f"{source.name} has too few documents for a step of any length: {pieces.counts} pieces of {pieces.lengths} tokens"
+        )
     schedule = wanted.over(steps)
     if ends["total_steps"] is None and ends["total_tokens"] is None:
         epochs = 1 if ends["epochs"] is None else integer("epochs", ends["epochs"], at_least=1)

@@ -218,7 +218,7 @@ def test_every_batch_before_a_bad_token_is_delivered_and_the_run_goes_on_over_th
     broken = stored(docs)
     broken.tokens[broken.tokens == bad] = 1000
     loader, found = loader_of(broken, ConstantSchedule(4), shape, vocab_size=500, **options), []
-    with pytest.raises(DataError, match="token .* is 1000"):
+    with pytest.raises(DataError, match=r"token .* is 1000"):
         for batch in loader:
             found.append(masked(batch))
     assert found == expected[:11]

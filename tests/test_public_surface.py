@@ -22,6 +22,7 @@ WARMUP = (
 )
 SURFACE = {
     "Block": "(position, offsets, columns)",
+    "BucketSchedule": "(lengths, *, weights=None, num_cycles=1, seed=0, steps=None)",
     "ConstantSchedule": "(length)",
     "CosineSchedule": f"{WARMUP})",
     "CyclicSchedule": "(schedule, num_cycles)",

@@ -48,8 +48,8 @@ class RowOrder(Order, Protocol):
     def again(self, stage: Stage, batches: range, reader: Any) -> Any:
         """A reader that stands before ``batches``, whose spans were looked up last."""
 
-    def left(self, reader: Any) -> int:
-        """Tokens that the end of the data leaves over, once it is met."""
+    def left(self, reader: Any) -> int | None:
+        """Tokens that the end of the data leaves over, once it is met; None: the place where the run ends tells."""
 
 
 @dataclass(frozen=True)

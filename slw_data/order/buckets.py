@@ -29,14 +29,14 @@ from slw_data.plan import SequenceLengthPlan, Stage
 
 __all__ = ["BucketReader", "BucketRows", "Buckets"]
 
-_GROUP = 32  # documents whose pieces are counted together
+_GROUP = 8  # documents whose pieces are counted together
 _AT_ONCE = 1 << 12  # rows that are looked up together: what they need stays in the cache
 
 
 @dataclass(frozen=True, eq=False)
 class Buckets:
-    """The pieces of documents. ``bounds``, int64 (documents + 1,): where documents begin; ``lengths``: of the buckets, ascending,
-    each a multiple of the one before."""
+    """The pieces of documents. ``bounds``, int64 (documents + 1,): where documents begin; ``lengths``: of the buckets,
+    ascending, each a multiple of the one before."""
 
     bounds: Ints
     lengths: tuple[int, ...]
@@ -71,7 +71,7 @@ class Buckets:
         return self.num_tokens - sum(count * length for count, length in zip(self.counts, self.lengths, strict=True))
 
     def pieces(self, bucket: int, numbers: Ints) -> tuple[Ints, Ints]:
-        """``(starts, left)`` of the pieces of a bucket: where each begins, and the tokens that its document has from there on."""
+        """``(starts, left)`` of pieces of a bucket: where each begins, and the tokens that its document has from there on."""
         starts, left = np.empty_like(numbers), np.empty_like(numbers)
         for first in range(0, len(numbers), _AT_ONCE):
             some = slice(first, first + _AT_ONCE)
@@ -79,8 +79,8 @@ class Buckets:
         return starts, left
 
     def _pieces(self, bucket: int, numbers: Ints) -> tuple[Ints, Ints]:
-        """A group of documents with 1, 0 and 2 pieces has the running sums 1, 1 and 3: its piece 2 is of the first document whose
-        sum is above 2, the third, which has 1 before it; so it is that document's piece 1."""
+        """A group of documents with 1, 0 and 2 pieces has the running sums 1, 1 and 3: its piece 2 is of the first document
+        whose sum is above 2, the third, which has 1 before it; so it is that document's piece 1."""
         ends, length = self.ends[bucket], self.lengths[bucket]
         group = np.searchsorted(ends, numbers, side="right")
         within = numbers - np.where(group > 0, ends[group - 1], 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,13 @@ __all__ = ["BucketSchedule"]
 
 @dataclass(frozen=True)
 class BucketSchedule:
-    """For each step a length drawn at random: in one pass over the documents as many steps of each length as its bucket of pieces
-    suffices for, so each piece is delivered once (dataset decomposition, Pouransari et al., arXiv 2405.13226).
+    """For each step a length drawn at random: in one pass over the documents as many steps of each length as its bucket of
+    pieces suffices for, so each piece is delivered once (dataset decomposition, Pouransari et al., arXiv 2405.13226).
 
-    Without ``weights`` all orders of the steps are alike. With them the next length is drawn with these odds from those of which
-    there are steps left: large ones for short lengths grow the length, as the short ones are used up first (their "Grow-P2" is
-    ``weights=(32, 16, 8, 4, 2, 1)`` over six lengths, in 8 cycles). A pass is cut into ``num_cycles`` equal parts, each with its
-    share of the steps of every length.
+    Without ``weights`` all orders of the steps are alike. With them the next length is drawn with these odds from those of
+    which there are steps left: large ones for short lengths grow the length, as the short ones are used up first (their
+    "Grow-P2" is ``weights=(32, 16, 8, 4, 2, 1)`` over six lengths, in 8 cycles). A pass is cut into ``num_cycles`` equal parts,
+    each with its share of the steps of every length.
 
     Args:
         lengths: ascending, each a multiple of the one before; as a rule powers of two.
@@ -51,13 +52,15 @@ class BucketSchedule:
     def __post_init__(self) -> None:
         given = items("lengths", self.lengths, "a sequence of ints")
         lengths = tuple(integer(f"lengths[{i}]", length, at_least=1) for i, length in enumerate(given))
-        if not lengths or any(b <= a or b % a for a, b in zip(lengths, lengths[1:], strict=False)):
+        if not lengths or any(b <= a or b % a for a, b in pairwise(lengths)):
             raise ScheduleError(f"lengths must ascend, each a multiple of the one before, got {lengths}: write powers of two")
         object.__setattr__(self, "lengths", lengths)
         if self.weights is not None:
             weights = items("weights", self.weights, "a sequence of numbers")
             if len(weights) != len(lengths) or not all(_above_zero(weight) for weight in weights):
-                raise ScheduleError(f"weights are a number above 0 for each of the {len(lengths)} lengths, got {self.weights!r:.200}")
+                raise ScheduleError(
+                    f"weights are a number above 0 for each of the {len(lengths)} lengths, got {self.weights!r:.200}"
+                )
             object.__setattr__(self, "weights", tuple(map(float, weights)))
         object.__setattr__(self, "num_cycles", integer("num_cycles", self.num_cycles, at_least=1))
         object.__setattr__(self, "seed", integer("seed", self.seed, at_least=0))
@@ -104,18 +107,19 @@ def _drawn(schedule: BucketSchedule, number: int) -> npt.NDArray[np.int64]:
     return np.concatenate(parts)
 
 
-def _with_odds(weights: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], chances: npt.NDArray[np.float64]) -> Any:
+def _with_odds(weights: npt.NDArray[Any], counts: npt.NDArray[np.int64], chances: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Numbers drawn with these odds, ``counts`` of each; ``chances`` are uniform in [0, 1), one for each draw.
 
-    As long as some of each are left, draws do not depend on each other, so all are made at once, up to the one that would
-    take one too many; then without that number, and so on.
+    As long as some of each are left, draws do not depend on each other, so all are made at once, up to the one that takes the
+    last of a number; then without that number, and so on.
     """
     left, drawn, at = counts.copy(), np.empty(len(chances), np.int64), 0
     while at < len(chances):
         odds = np.cumsum(np.where(left > 0, weights, 0.0))
         picked = np.minimum(np.searchsorted(odds, chances[at:] * odds[-1], side="right"), np.flatnonzero(left)[-1])
         seen = [np.flatnonzero(picked == number) for number in range(len(weights))]
-        stop = min([len(picked), *(int(where[n]) for where, n in zip(seen, left.tolist(), strict=True) if len(where) > n)])
+        last = [int(where[n - 1]) + 1 for where, n in zip(seen, left.tolist(), strict=True) if len(where) >= n > 0]
+        stop = min([len(picked), *last])
         drawn[at : at + stop] = picked[:stop]
         left -= np.bincount(picked[:stop], minlength=len(weights))
         at += stop
