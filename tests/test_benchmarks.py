@@ -113,7 +113,7 @@ def test_a_task_that_fails_or_hangs_in_its_process_says_why():
     assert suite.run("prepare", timeout=0.01) == {"failed": "more than 0 s"}
 
 
-def test_growth_prints_four_tables_and_where_they_are_not_flat(capsys):
+def test_growth_prints_four_tables_and_where_they_are_not_flat_and_what_ranks_cost(capsys):
     growth.report(seconds=0.002, rounds=1, batches=4, most=2)
     text = capsys.readouterr().out
     assert [line.split("|")[1].strip() for line in text.splitlines() if "in order, us" in line] == [
@@ -123,7 +123,9 @@ def test_growth_prints_four_tables_and_where_they_are_not_flat(capsys):
         "lanes",
     ]
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 4 * 4 and len(re.findall(r"^in order: .*; shuffled: ", text, re.MULTILINE)) == 4
+    ways = [line.split("|")[1].strip() for line in lines[-16:]]
+    assert ways[0] == "stream, in order, 8" and ways[-1] == "buckets, shuffled, 1,024"
+    assert len(lines) == 4 * 4 + 2 + 16 and len(re.findall(r"^in order: .*; shuffled: ", text, re.MULTILINE)) == 4
     assert growth.verdict(["1", "2"], [1.0, 1.2]) == "flat, within 20%"
     assert growth.verdict(["1", "2", "3"], [1.0, 2.0, 1.1]) == "not flat, 2.0 times at 2"
 

@@ -87,7 +87,7 @@ class Cut:
                 world_size=plan.world_size,
                 total_steps=stop // plan.grad_accum_steps,
             )
-        batches = StoreBatches(StoreOrder(self.lanes, plan, self.epochs), self.reading, self.rank)
+        batches = StoreBatches(StoreOrder(self.lanes, plan, self.epochs), self.reading, self.rank, str)
         at = Position(*divmod(start, plan.grad_accum_steps))
         return batches.chunks(at, worker, num_workers, size)
 
