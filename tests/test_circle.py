@@ -131,6 +131,18 @@ def test_a_state_of_any_batch_and_a_sought_step_go_on_as_the_queue_does(case, da
     assert list(rows(ranks)) == expected[step * accum :]
 
 
+@given(circle_runs())
+def test_states_do_not_depend_on_how_many_batches_were_looked_up_together(case):
+    docs, options, shape, schedule, *_ = case
+    loader = loader_of(stored(docs), schedule, shape, **options)
+    states = [loader.state_dict()] + [loader.state_dict() for _ in loader]
+    again = loader_of(stored(docs), schedule, shape, **options)
+    for before, after in itertools.pairwise(states):
+        again.load_state_dict(before)
+        next(iter(again))
+        assert again.state_dict() == after
+
+
 def masked(batch):
     pairs = zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True)
     return [[t for t, kept in zip(row, mask, strict=True) if kept] for row, mask in pairs]

@@ -162,8 +162,11 @@ class Cutter:
 
     @property
     def circle(self) -> Circle:
-        places = np.where(self._left, self._places, -1)
-        return Circle(self.row, self.next, np.roll(places, -self._turn))
+        """Without lanes for which no document is left: how far ahead it was looked for them does not show."""
+        places = np.roll(np.where(self._left, self._places, -1), -self._turn)
+        if self.documents.end is not None:
+            places = np.delete(places, np.flatnonzero(places < 0)[self.documents.end - self.next :])
+        return Circle(self.row, self.next, places)
 
     def tokens_left(self) -> int:
         """Tokens of the data that are not cut yet. Only where it ends."""
@@ -519,6 +522,6 @@ class DocumentRows:
         beyond = max(1, -(-opened // self.documents.count)) * self.documents.num_tokens
         if not all(-1 <= place < beyond for place in lanes):
             raise StateError(f"places in lanes must be below {beyond}, got {max(lanes)} and {min(lanes)} in the saved state")
-        shrunk = end is not None and opened == end and 0 < len(lanes) <= self.num_lanes
+        shrunk = end is not None and end - opened < self.num_lanes >= len(lanes)
         if len(lanes) != self.num_lanes and not shrunk and (opened or lanes):
             raise StateError(f"stream has {len(lanes)} lanes in the saved state, this run has num_lanes={self.num_lanes}")

@@ -39,7 +39,7 @@ class BucketSchedule:
 
     >>> schedule = BucketSchedule([8, 16, 32], weights=[100, 10, 1], steps=(4, 2, 1))
     >>> [schedule(step) for step in range(7)]
-    [8, 8, 8, 8, 16, 16, 32]
+    [8, 8, 8, 8, 16, 32, 16]
     """
 
     lengths: Sequence[int]
