@@ -344,6 +344,18 @@ def naive_circle(
     return run, 0, discarded
 
 
+def naive_pieces(documents: Iterable[Sequence[int]], lengths: Sequence[int]) -> dict[int, list[Row]]:
+    """For each length its pieces, in the documents' order, each with the token after it in its document, or None."""
+    buckets: dict[int, list[Row]] = {length: [] for length in lengths}
+    for doc in documents:
+        at = 0
+        for length in sorted(lengths, reverse=True):
+            while len(doc) - at >= length:
+                buckets[length].append([*doc[at : at + length], doc[at + length] if at + length < len(doc) else None])
+                at += length
+    return buckets
+
+
 def rows_of(run: Run) -> list[Row]:
     """All rows of a run in their order: micro-batch by micro-batch, rank by rank."""
     return [row for step in run for micro in step for rank in micro for row in rank]

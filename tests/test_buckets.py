@@ -9,7 +9,7 @@ import pytest
 from delivery import Documented, as_lists
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import naive_permutation
+from oracle import naive_permutation, naive_pieces
 from refusals import refused
 from strategies import documents
 
@@ -26,18 +26,6 @@ some_documents = documents(max_documents=70, max_tokens=40).filter(any)
 
 def stored(docs):
     return Documented([t for doc in docs for t in doc], np.cumsum([0, *map(len, docs)])[:-1])
-
-
-def naive_pieces(docs, lengths):
-    """For each length its pieces, in the documents' order, each with the token after it in its document, or None."""
-    buckets = {length: [] for length in lengths}
-    for doc in docs:
-        at = 0
-        for length in sorted(lengths, reverse=True):
-            while len(doc) - at >= length:
-                buckets[length].append([*doc[at : at + length], doc[at + length] if at + length < len(doc) else None])
-                at += length
-    return buckets
 
 
 def naive_rows(buckets, lengths, seed):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tests.faults.runs import Run
 
 Counts = dict[str, int]  # lost, duplicated, changed
+PAD = (1 << 31) - 1  # no token has it
 
 
 def digest(ids: np.ndarray, labels: np.ndarray) -> str:
@@ -30,8 +31,8 @@ def digest(ids: np.ndarray, labels: np.ndarray) -> str:
 
 
 def spans(ids: np.ndarray) -> list[tuple[int, int]]:
-    """The places that the tokens say, as ``[start, stop)`` of neighbours."""
-    flat = ids.ravel()
+    """The places that the tokens say, as ``[start, stop)`` of neighbours; padding has none."""
+    flat = ids[ids != PAD]
     edges = [0, *(np.flatnonzero(np.diff(flat) != 1) + 1).tolist(), len(flat)]
     return [(int(flat[a]), int(flat[b - 1]) + 1) for a, b in itertools.pairwise(edges)]
 
@@ -59,7 +60,8 @@ class Ledger:
 def verdict(run: Run, folder: Path, world: int = 1, batches: int | None = None) -> Counts:
     """Tokens lost and duplicated, and batches changed, of the first ``batches`` (None: all) of a run."""
     last = run.batches if batches is None else batches
-    wanted = sum(run.expected(number, rank, world)[0].size for number in range(last) for rank in range(world))
+    found_ids = (run.expected(number, rank, world)[0] for number in range(last) for rank in range(world))
+    wanted = sum(int((ids != PAD).sum()) for ids in found_ids)
     places: dict[tuple[int, int], list[tuple[int, int]]] = {}
     changed = 0
     for rank in range(world):

@@ -18,11 +18,12 @@ import numpy as np
 from slw_data import SLWDataset, SLWLoader, StagedSchedule, load_state, open_tokens, save_state
 from slw_data.batch.flat import IGNORE
 from slw_data.order.permutation import permute
-from tests.faults.ledger import Ledger
-from tests.oracle import naive_batches, naive_dealing, naive_lane_positions, naive_plan
+from tests.faults.ledger import PAD, Ledger
+from tests.oracle import naive_batches, naive_circle, naive_dealing, naive_lane_positions, naive_pieces, naive_plan
 
-KINDS = ("file", "shuffled", "documents", "lanes")
+KINDS = ("file", "shuffled", "documents", "lanes", "segments", "buckets")
 LENGTHS = (4, 8, 3, 6)  # of the four quarters of a run: they grow and shrink
+POWERS = (4, 8, 2, 8)  # the same, of the kind "buckets"
 NUM_LANES = 3  # of the kind "lanes"
 
 
@@ -42,6 +43,23 @@ class Documents:
             start = stop
 
 
+class Indexed:
+    """A store that knows its documents."""
+
+    def __init__(self, tokens: Any, documents: np.ndarray) -> None:
+        self.tokens, self.documents = tokens, documents
+        self.name, self.dtype, self.fingerprint = tokens.name, tokens.dtype, f"{tokens.fingerprint} in documents"
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens.read(start, stop)
+
+    def gather(self, starts: np.ndarray, length: int, out: np.ndarray) -> None:
+        self.tokens.gather(starts, length, out)
+
+
 @dataclass(frozen=True)
 class Run:
     """``rows`` are those of a step, over all ranks and its ``accum`` micro-batches. A run reads less than one epoch."""
@@ -55,7 +73,7 @@ class Run:
     @functools.cached_property
     def schedule(self) -> StagedSchedule:
         quarter = max(1, self.steps // 4)
-        return StagedSchedule(LENGTHS, [quarter, 2 * quarter, 3 * quarter])
+        return StagedSchedule(POWERS if self.kind == "buckets" else LENGTHS, [quarter, 2 * quarter, 3 * quarter])
 
     @property
     def batches(self) -> int:
@@ -65,11 +83,17 @@ class Run:
     def size(self) -> int:
         """Tokens of the source: some more than the run takes."""
         taken = sum(self.schedule(step) * self.rows for step in range(self.steps))
-        return taken + taken // 8 + 400 * self.rows
+        return (taken + taken // 8 + 400 * self.rows) * (3 if self.kind == "buckets" else 1)  # a bucket has a part of them
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"shuffled": {"shuffle": True, "seed": self.seed}, "lanes": {"num_lanes": NUM_LANES}}.get(self.kind, {})
+        shuffled = {"shuffle": True, "seed": self.seed}
+        return {
+            "shuffled": shuffled,
+            "lanes": {"num_lanes": NUM_LANES},
+            "segments": {**shuffled, "mode": "segment", "pad_id": PAD, "num_lanes": 4 * NUM_LANES},
+            "buckets": {**shuffled, "mode": "buckets"},
+        }.get(self.kind, {})
 
     def source(self, folder: Path) -> Any:
         if self.kind in ("documents", "lanes"):
@@ -79,7 +103,13 @@ class Run:
             part = path.with_suffix(f".{os.getpid()}")
             np.arange(self.size, dtype=np.uint32).tofile(part)
             part.rename(path)  # os.replace is a place to be killed at
-        return open_tokens(path, dtype="uint32")
+        return self.over(open_tokens(path, dtype="uint32"))
+
+    def over(self, tokens: Any) -> Any:
+        """A store of the tokens, with its documents where the kind needs them."""
+        if self.kind not in ("segments", "buckets"):
+            return tokens
+        return Indexed(tokens, np.cumsum([0, *(len(document) for document in Documents(self.size))]))
 
     def dataset(self, folder: Path, rank: int = 0, world: int = 1, **options: Any) -> SLWDataset:
         rows, rest = divmod(self.rows, self.accum * world)
@@ -95,7 +125,8 @@ class Run:
     def expected(self, number: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """ids and labels of the ``number``-th micro-batch of a rank."""
         rows = np.array_split(_expected(self)[number], world)[rank]
-        return rows[:, :-1], rows[:, 1:]
+        ids = rows[:, :-1]
+        return np.where(ids == IGNORE, PAD, ids), rows[:, 1:]
 
 
 @functools.lru_cache(8)
@@ -106,6 +137,12 @@ def _expected(run: Run) -> list[np.ndarray]:
     if run.kind in ("documents", "lanes"):
         documents = (document.tolist() for document in Documents(run.size))
         found, _ = naive_dealing(documents, plan, num_lanes=NUM_LANES if run.kind == "lanes" else 1, **shape)
+    elif run.kind == "segments":
+        documents = [document.tolist() for document in Documents(run.size)]
+        order = permute(np.arange(len(documents)), len(documents), (run.seed, 0)).tolist()
+        found, _, _ = naive_circle([documents[i] for i in order], plan, num_lanes=4 * NUM_LANES, **shape)
+    elif run.kind == "buckets":
+        found = _from_buckets(run, plan)
     elif run.kind == "file":
         found = naive_batches([range(run.size)], plan, look=1, **shape)
     else:
@@ -117,6 +154,17 @@ def _expected(run: Run) -> list[np.ndarray]:
     assert len(found) == run.steps
     rows = [micro[0] for step in found for micro in step]
     return [np.array([[IGNORE if p is None else p for p in row] for row in batch], np.int64) for batch in rows]
+
+
+def _from_buckets(run: Run, plan: Any) -> list[list[list[list[Any]]]]:
+    """Each bucket's pieces, permuted, one after the other."""
+    lengths = sorted(set(POWERS))
+    buckets = naive_pieces([document.tolist() for document in Documents(run.size)], lengths)
+    queues = {}
+    for number, length in enumerate(lengths):
+        pieces = buckets[length]
+        queues[length] = iter([pieces[i] for i in permute(np.arange(len(pieces)), len(pieces), (run.seed, number)).tolist()])
+    return [[[[next(queues[length]) for _ in range(rows)]] for _ in range(run.accum)] for length, rows, *_ in plan]
 
 
 class Trainer:

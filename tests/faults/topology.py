@@ -48,7 +48,7 @@ def states_of(run: Run, folder: Path) -> list[State]:
 def at_every_step(tally: Tally, small: bool) -> None:
     """R1: a state at every step, loaded in each world with 0 and 2 workers; the next 20 batches, and the state after each."""
     steps = 36 if small else 300
-    for kind, world in itertools.product(("shuffled", "lanes") if small else KINDS, (1, 2, 4)):
+    for kind, world in itertools.product(("shuffled", "lanes", "segments") if small else KINDS, (1, 2, 4)):
         for workers in (0, 2):
             many = 12 if workers else 60
             every = 12 if workers and small else 1
@@ -119,7 +119,7 @@ def to_another_topology(tally: Tally, small: bool) -> None:
     rng = random.Random(6)
     pairs = [(rng.choice(topologies), (rng.choice(WORLDS[:4]), rng.choice(WORKERS[1:]))) for _ in range(2 if small else 24)]
     for number, ((world, _), (to, workers)) in enumerate(tally.each(pairs)):
-        tally.call(120, move_really, Run(KINDS[number % 4], steps=24, rows=ROWS), world, to, workers)
+        tally.call(120, move_really, Run(KINDS[number % len(KINDS)], steps=24, rows=ROWS), world, to, workers)
     for world, to in tally.each([(2, 1)] if small else [(2, 1), (1, 2), (2, 4), (4, 2)]):
         move_over_gloo(tally, Run("lanes", steps=24, rows=ROWS), world, to)
     for world in tally.each((5, 7, 9)):
