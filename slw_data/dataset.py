@@ -26,7 +26,7 @@ from slw_data.order.position import Position
 from slw_data.plan import SequenceLengthPlan
 from slw_data.plan.schedules import Schedule
 from slw_data.ranks import Ranks
-from slw_data.run import Shuffle, drawn, open_run, plan_of
+from slw_data.run import Shuffle, drawn, finished, open_run, plan_of
 from slw_data.sources import open_source
 
 __all__ = ["SLWDataset"]
@@ -124,7 +124,8 @@ class SLWDataset(IterableDataset[Batch]):
         self._begun = False
         self.loads = 0  # how often a state was loaded, for loaders that were made before
         # Set by workers, seen by the parent. Memory without a file: one would be left in /dev/shm by a process that is killed.
-        self._read_elsewhere = torch.frombuffer(mmap.mmap(-1, 1), dtype=torch.uint8)
+        shared = torch.frombuffer(mmap.mmap(-1, 2), dtype=torch.uint8)
+        self._read_elsewhere, self._finished_elsewhere = shared[:1], shared[1:]
 
     # -- what is known of the run -------------------------------------------------------------------------------------
 
@@ -183,6 +184,7 @@ class SLWDataset(IterableDataset[Batch]):
         if info is None:
             self.run.ranks.check()
             self._read_elsewhere.zero_()
+            self._finished_elsewhere.zero_()
             if self._ended:
                 warn(
                     "this dataset has been iterated to its end, so iterating it again yields nothing: make it anew, or iterate"
@@ -195,17 +197,26 @@ class SLWDataset(IterableDataset[Batch]):
         if self._begun:  # a persistent worker has made more batches than were delivered, and nobody tells it how many
             self._at, self._phase = begin
         self._begun = True
+        if info.id == 0 and self._finished_elsewhere.item():
+            warn(
+                "this run has been read to its end by DataLoader workers, and is read once more from where it began, its short"
+                " rows first: make the dataset anew for another run, or one with epochs=... or total_steps=... for a longer one"
+            )
         phase = info.id if self._phase is None else self._phase
         return self._iterate(self._at, phase, info.num_workers, 1)
 
     def _iterate(self, at: Position, worker: int, num_workers: int, size: int | None) -> Iterator[Batch]:
-        chunks = self.run.batches.chunks(at, worker, num_workers, size)
+        chunks, ended, some = self.run.batches.chunks(at, worker, num_workers, size), self._ended, False
         while True:
             try:
                 chunk = next(chunks)
             except StopIteration as end:
                 self._ended, self._left = num_workers == 1, end.value
+                self._finished_elsewhere.fill_(get_worker_info() is not None)
+                if not (some or ended or worker):
+                    warn(finished(at.step, self.source.name))
                 return
+            some = True
             for i, batch in enumerate(self.run.build(chunk)):
                 self._at = chunk.position(i)
                 self._phase = num_workers - 1 if num_workers > 1 else None  # this worker's next batch is so much further
@@ -275,4 +286,5 @@ class SLWDataset(IterableDataset[Batch]):
         if info is not None:
             self._keep_begin()
         self._at, self._phase, self._ended, self._begun = at, phase, False, False
+        self._finished_elsewhere.zero_()
         self.loads += 1

@@ -28,6 +28,7 @@ from slw_data.delivery.reading import Direct, Threaded, Workers
 from slw_data.delivery.workers import Messages, check_workers, worker_options
 from slw_data.errors import StateError, warn
 from slw_data.order.position import Position
+from slw_data.run import finished
 
 __all__ = ["SLWLoader"]
 
@@ -153,7 +154,7 @@ class SLWLoader:
             self.close()
             if not delivered and not self._warned:
                 self._warned = True
-                warn(_finished(self.step, self.dataset.source.name))
+                warn(finished(self.step, self.dataset.source.name))
         except GeneratorExit:  # the loop was left: threads and persistent workers keep what they have read
             if self.num_workers and not self._worker_options["persistent_workers"] and self._iterators == 1:
                 self.close()
@@ -281,16 +282,6 @@ class SLWLoader:
     def __repr__(self) -> str:
         ahead = f"num_workers={self.num_workers}" if self.num_workers else f"prefetch={self.prefetch}"
         return f"SLWLoader({self.dataset.plan!r} over {self.dataset.source.name}, {ahead}, at step {self.step})"
-
-
-def _finished(step: int, name: str) -> str:
-    """Why a run that stands at ``step`` has no batch more."""
-    if step == 0:
-        return f"{name} has too few tokens for the first step, so there is no batch"
-    return (
-        f"this run is finished ({step} steps), so iterating yields nothing: reset() starts over, and epochs=... or"
-        " total_steps=... of the dataset make a run longer"
-    )
 
 
 def _pinned(batch: Batch) -> Batch:

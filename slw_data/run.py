@@ -39,7 +39,7 @@ from slw_data.sources import Stores
 from slw_data.sources.streams import DocumentStream
 from slw_data.state import Identity, dump_state, parse_state
 
-__all__ = ["Run", "Shuffle", "drawn", "open_run", "plan_of"]
+__all__ = ["Run", "Shuffle", "drawn", "finished", "open_run", "plan_of"]
 
 _LOOKED_AT = 1 << 20  # tokens of a step at most in which ends of documents are counted
 
@@ -118,6 +118,16 @@ class Run:
     def _check_exact(self) -> None:
         if self.source.not_exact is not None:
             raise StateError(f"this run cannot be resumed exactly: {self.source.not_exact}")
+
+
+def finished(step: int, name: str) -> str:
+    """Why a run that stands at ``step`` has no batch more."""
+    if step == 0:
+        return f"{name} has too few tokens for the first step, so there is no batch"
+    return (
+        f"this run is finished ({step} steps), so iterating yields nothing: reset() starts over, and epochs=... or"
+        " total_steps=... of the dataset make a run longer"
+    )
 
 
 # -- the plan of a run -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+import warnings
 from itertools import islice
 
 import numpy as np
@@ -106,6 +107,7 @@ def test_a_child_that_is_forked_while_a_thread_reads_the_source_reads_it_too():
 # -- a DataLoader above ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:this run has been read to its end by DataLoader workers")
 @pytest.mark.parametrize("left", [None, 5])
 def test_workers_that_live_on_begin_each_loop_where_others_do(left):
     """They have made more batches than were delivered, so their own places are of no use."""
@@ -200,3 +202,67 @@ def test_a_step_whose_tokens_no_int64_counts_is_refused(options):
         assert batch[0, 0] == ((1 << 43) - 2) * (1 << 20) % len(TOKENS)
     for step in ((1 << 43) - 1, 1 << 43, 1 << 47):
         refused(lambda step=step: next(iter(loader_at(step))), "2^63", str(step + 1), error=ScheduleError)
+
+
+# -- loops that find nothing, or the same again, say so ------------------------------------------------------------------
+
+
+def warned(loop):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop()
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_dataset_at_its_end_and_a_run_without_a_batch_warn_once_a_loop():
+    dataset = dataset_of()
+    assert warned(lambda: list(dataset)) == []
+    [message] = warned(lambda: list(dataset))
+    assert "iterated to its end" in message and "reset()" in message
+    again = dataset_of()
+    again.load_state_dict(dataset.state_dict())
+    [message] = warned(lambda: list(again))
+    assert "this run is finished (125 steps)" in message
+    for source in (lambda: iter([]), TOKENS[:31].tolist()):
+        [message] = warned(lambda source=source: list(dataset_of([source] if isinstance(source, list) else source)))
+        assert "too few tokens for the first step" in message
+
+
+def loops(dataset, count, **options):
+    """Of ``count`` loops over a plain DataLoader with workers, what a worker writes to its standard error."""
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")  # not an error, which would end the worker
+        return [len(list(loader)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_a_run_that_workers_begin_again_is_warned_of(persistent_workers, capfd):
+    assert loops(dataset_of(), 2, persistent_workers=persistent_workers) == [125, 125]
+    found = capfd.readouterr().err
+    assert found.count("read to its end by DataLoader workers") == 1 and "short" in found
+
+
+def test_a_loop_that_was_left_is_not_warned_of(capfd):
+    dataset = dataset_of()
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, prefetch_factor=1)
+    for _ in range(3):
+        assert len(list(islice(loader, 5))) == 5
+    assert "read to its end" not in capfd.readouterr().err
+
+
+def test_a_pass_without_tokens_is_warned_of_by_its_number():
+    class Every:
+        """Documents in every other pass."""
+
+        def __init__(self):
+            self.epoch = 0
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __iter__(self):
+            yield from ([[1] * 64] if self.epoch % 2 == 0 else [[]])
+
+    found = warned(lambda: list(dataset_of(Every(), epochs=3)))
+    assert len(found) == 1 and "no tokens in pass 1 of 3" in found[0]

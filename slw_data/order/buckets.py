@@ -217,19 +217,24 @@ class BucketRows:
         if at.step == self.plan.total_steps:
             return self.epochs or 0
         stage = self.plan.stage_at(at.step)
-        steps = (at.step - stage.start) * stage.grad_accum_steps + at.batch
-        rows = self.reader().used(stage) + steps * stage.rows * self.plan.world_size
+        rows = self.reader().used(stage) + self._batches_from(at).start * stage.rows * self.plan.world_size
         return rows // self._pieces_of(stage.length)
+
+    def _batches_from(self, at: Position) -> range:
+        """The batches of the step at ``at`` that are still to come, counted from the stage's start."""
+        stage = self.plan.stage_at(at.step)
+        first = (at.step - stage.start) * stage.grad_accum_steps
+        return range(first + at.batch, first + stage.grad_accum_steps)
 
     def rest_at(self, at: Position) -> int | None:
         return None
 
     def leftover(self, at: Position) -> int | None:
-        """Tokens that are not delivered where the run ends at ``at``, those in no bucket among them."""
+        """Tokens that are not delivered, those in no bucket among them, if the data ends the run at ``at``."""
         if self.epochs is None:
             return None
-        batch = at.batch * self.plan.rows(at.step) * self.plan.length(at.step) * self.plan.world_size if at.batch else 0
-        return self.epochs * self.buckets.num_tokens - self.plan.tokens_before(at.step) - batch
+        there = self.enough(self.plan.stage_at(at.step), self._batches_from(at), self.reader())
+        return None if there else self.epochs * self.buckets.num_tokens - self.plan.tokens_before(at.step)
 
     def dump(self, at: Position) -> str:
         return ""

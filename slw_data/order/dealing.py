@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slw_data.errors import DataError, StateError
+from slw_data.errors import DataError, StateError, warn
 from slw_data.sources.streams import Block, DocumentStream
 
 __all__ = ["Dealer", "Lane", "Read", "Row", "Snapshot", "Span"]
@@ -140,6 +140,8 @@ class Dealer:
         while (block := next(self._blocks, None)) is None:
             if self._barren and self.epochs is None:
                 raise DataError(f"{self.stream.name} has no tokens in pass {self._epoch}, so reading it again is no use")
+            if self._barren and self._epoch:
+                warn(f"{self.stream.name} has no tokens in pass {self._epoch} of {self.epochs}: each pass should read it anew")
             if self.epochs is not None and self._epoch + 1 >= self.epochs:
                 return False
             self._epoch, self._barren = self._epoch + 1, True
