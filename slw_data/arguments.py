@@ -16,7 +16,7 @@ import numpy as np
 
 from slw_data.errors import ScheduleError
 
-__all__ = ["as_integer", "as_number", "choice", "flag", "given", "integer", "items", "names", "token_id"]
+__all__ = ["as_integer", "as_number", "choice", "flag", "given", "integer", "items", "names", "shown", "token_id"]
 
 
 def as_integer(value: Any) -> int | None:
@@ -102,3 +102,11 @@ def token_id(name: str, value: Any, vocab_size: int | None) -> int | None:
 def given(arguments: Mapping[str, Any]) -> str:
     """Those arguments that are not None, as they are written."""
     return ", ".join(f"{name}={value!r:.80}" for name, value in arguments.items() if value is not None)
+
+
+def shown(value: Any) -> str:
+    """A value in a message. An int of thousands of digits cannot be shown as one."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"an int of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"

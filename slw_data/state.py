@@ -32,6 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slw_data.arguments import shown
 from slw_data.errors import StateError, warn
 from slw_data.order.position import Order, Position
 from slw_data.plan import SequenceLengthPlan
@@ -119,24 +120,23 @@ def parse_state(identity: Identity, state: Mapping[str, Any], *, strict: bool) -
     expected = identity.counts(at)
     if identity.padded and counts["tokens"] > identity.tokens(at._replace(tokens=None)):
         raise StateError(f"tokens must be at most what {counts['rows']} rows hold, the saved state has {counts['tokens']}")
-    for name in ("tokens", "epoch") if keys is KEYS else ("tokens",):
-        if counts[name] != expected[name]:
-            raise StateError(
-                f"{name} must be {expected[name]} at step {counts['step']} of this run, the saved state has {counts[name]}:"
-                " it is damaged, or of a run with other lengths before this step"
-            )
+    if counts["tokens"] != expected["tokens"]:  # the epoch is of the next row, whose length may be another one now
+        raise StateError(
+            f"tokens must be {expected['tokens']} at step {counts['step']} of this run, the saved state has {counts['tokens']}:"
+            " it is damaged, or of a run with other lengths before this step"
+        )
     checksum = _checksum(state, keys)
     if not _equal(state["checksum"], checksum):
         differing = [name for name in _COUNTS if counts[name] != expected[name]]
         wrong = "".join(f"; {name} is {counts[name]}, not {expected[name]}" for name in differing)
-        raise StateError(f"the state is corrupt: its checksum must be {checksum}, and is {state['checksum']!r}{wrong}")
+        raise StateError(f"the state is corrupt: its checksum must be {checksum}, and is {shown(state['checksum'])}{wrong}")
     return at
 
 
 def _check_keys(state: Mapping[str, Any]) -> Sequence[str]:
     version = state.get("version")
     if type(version) is not int or version not in (1, VERSION):
-        raise StateError(f"version must be {VERSION} or 1, which this slw_data reads, the saved state has {version!r}")
+        raise StateError(f"version must be {VERSION} or 1, which this slw_data reads, the saved state has {shown(version)}")
     keys = KEYS if version == VERSION else KEYS_1
     missing = [key for key in keys if key not in state]
     unknown = [str(key) for key in state if key not in keys]
@@ -145,13 +145,15 @@ def _check_keys(state: Mapping[str, Any]) -> Sequence[str]:
             f"a state has the keys {', '.join(keys)}; missing: {', '.join(missing) or 'none'},"
             f" unknown: {', '.join(unknown) or 'none'}. Save what state_dict() returns as it is"
         )
+    if version == 1 and not isinstance(state["plan"], str):
+        raise StateError(f"plan must be a text in a state of version 1, the saved state has {shown(state['plan'])}")
     return keys
 
 
 def _count(state: Mapping[str, Any], name: str) -> int:
     value = state[name]
     if type(value) is not int or not 0 <= value < 1 << 63:
-        raise StateError(f"{name} must be an int in [0, 2^63), the saved state has {value!r}")
+        raise StateError(f"{name} must be an int in [0, 2^63), the saved state has {shown(value)}")
     return value
 
 
@@ -168,7 +170,7 @@ def _check_fingerprints(identity: Identity, state: Mapping[str, Any], at: Positi
         differing.remove("source")
     if not differing:
         return
-    listed = "; ".join(f"{name}: saved {state[name]!r}, current {current[name]!r}" for name in differing)
+    listed = "; ".join(f"{name}: saved {shown(state[name])}, current {current[name]!r}" for name in differing)
     other_rank, texts = bool(set(differing) & set(_RANKS)), [name for name in differing if name in ("past", "source", "order")]
     hint = _hint(state, differing)
     if strict or other_rank or "rest" in differing or not all(isinstance(state[name], str) for name in texts):
@@ -187,7 +189,7 @@ def _hint(state: Mapping[str, Any], differing: Sequence[str]) -> str:
             " At the end of the data rows are cut from what all lanes have left over, so a run that has come there cannot"
             " get more or fewer epochs: load a state from before that, or begin a run of its own."
         )
-    lanes = re.search(r"num_lanes=(\d+)", str(state["order"]))
+    lanes = re.search(r"num_lanes=(\d+)", shown(state["order"]))
     if "order" in differing and state["version"] == 1 and lanes:
         return f" Version 1 chose other lanes by default: write num_lanes={lanes[1]} to go on in its order."
     if "past" in differing:

@@ -285,6 +285,8 @@ BAD_PLANS = {
     "cost of endless": ([*SMALL[:-2], *words("--params 5 --layers 1 --hidden 2")], ["endless", "total_steps"]),
     "unknown option": ([*SMALL, "--shuffle"], ["--shuffle"]),
     "abbreviation": (words("--warmup-st 5"), ["--warmup-st"]),
+    "a store too large": ([*SMALL, "--num-tokens", str(2**63)], ["--num-tokens", "below 2^63", str(2**63)]),
+    "documents without tokens": ([*SMALL, *words("--num-tokens 10 --num-documents 11")], ["--num-documents", "10", "11"]),
 }
 
 

@@ -37,17 +37,18 @@ def said(dataset):
     st.integers(1, 6),
     st.booleans(),
     st.one_of(st.none(), st.integers(1, 12)),
+    st.sampled_from([{"epochs": 1}, {"epochs": 2}, {"total_steps": 3}, {"total_steps": 90}, {"total_steps": 150}]),
 )
-def test_what_describe_says_is_what_batches_then_hold(sizes, rows, shuffle, num_lanes):
-    if sum(sizes) < 2 * max(rows, num_lanes or 1):
+def test_what_describe_says_is_what_batches_then_hold(sizes, rows, shuffle, num_lanes, end):
+    """Also where the first 100 steps come to what the lanes leave over, or to tokens again."""
+    if sum(sizes) < 3 * max(rows, num_lanes or 1):
         return
-    options = {"shuffle": shuffle, "num_lanes": num_lanes, "total_steps": min(100, sum(sizes) // (4 * rows) or 1)}
+    options = {"shuffle": shuffle, "num_lanes": num_lanes, **end}
     dataset = SLWDataset(rows_of(sizes), SHORT, batch_size=rows, **options)
     of_a_step, of_all, of_100 = said(dataset)
-    batches = [batch["input_ids"].numpy() for batch in SLWLoader(dataset, prefetch=0)]
+    batches = [batch["input_ids"].numpy() for batch in islice(SLWLoader(dataset, prefetch=0), 100)]
     assert (of_a_step, of_all) == (np.unique(batches[0]).size, len(sizes))
-    if sum(batch.size for batch in batches) <= sum(sizes) // 4:  # no lane has come to its second epoch
-        assert of_100 == np.unique(np.concatenate([batch.ravel() for batch in batches])).size
+    assert of_100 == np.unique(np.concatenate([batch.ravel() for batch in batches])).size
 
 
 @settings(max_examples=40)
@@ -56,14 +57,12 @@ def test_pieces_are_the_tokens_that_the_first_steps_hold(num_lanes, steps, num_t
     num_tokens = max(num_tokens, num_lanes)
     plan = SequenceLengthPlan(SHORT, batch_size=3, total_steps=1_000)
     order = StoreOrder(open_lanes(num_tokens, num_lanes, shuffle=shuffle), plan)
-    share = num_tokens // num_lanes
-    if plan.tokens_before(steps) > share:  # each token once
-        return
     starts, sizes = pieces_of(order, steps)
+    assert (starts.dtype, sizes.dtype) == (np.int64, np.int64)
     found = [position for start, size in zip(starts, sizes, strict=True) for position in range(start, start + size)]
     dataset = SLWDataset(np.arange(num_tokens), plan, shuffle=shuffle, num_lanes=num_lanes)
     held = [token for batch in islice(SLWLoader(dataset, prefetch=0), steps) for token in batch["input_ids"].flatten().tolist()]
-    assert found == sorted(held)
+    assert found == sorted(set(held))
     assert all(a + size < b for a, size, b in zip(starts, sizes, starts[1:], strict=False)), "pieces that touch are one"
 
 

@@ -1,6 +1,8 @@
 """Loops that begin again: over sources that have one position only, in workers that live on, and after a state was loaded."""
 
 import multiprocessing
+import subprocess
+import sys
 import time
 import warnings
 from itertools import islice
@@ -228,27 +230,28 @@ def test_a_dataset_at_its_end_and_a_run_without_a_batch_warn_once_a_loop():
         assert "too few tokens for the first step" in message
 
 
-def loops(dataset, count, **options):
-    """Of ``count`` loops over a plain DataLoader with workers, what a worker writes to its standard error."""
-    loader = DataLoader(dataset, batch_size=None, num_workers=2, **options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")  # not an error, which would end the worker
-        return [len(list(loader)) for _ in range(count)]
+LOOPS = """
+import sys
+from itertools import islice
+import numpy as np
+from torch.utils.data import DataLoader
+from slw_data import ConstantSchedule, SLWDataset
+
+persistent, left = sys.argv[1] == "True", int(sys.argv[2])
+dataset = SLWDataset(np.arange(4_000), ConstantSchedule(8), batch_size=4)
+loader = DataLoader(dataset, batch_size=None, num_workers=2, prefetch_factor=1, persistent_workers=persistent)
+print([len(list(islice(loader, left))) for _ in range(2)])
+"""
 
 
-@pytest.mark.parametrize("persistent_workers", [False, True])
-def test_a_run_that_workers_begin_again_is_warned_of(persistent_workers, capfd):
-    assert loops(dataset_of(), 2, persistent_workers=persistent_workers) == [125, 125]
-    found = capfd.readouterr().err
-    assert found.count("read to its end by DataLoader workers") == 1 and "short" in found
-
-
-def test_a_loop_that_was_left_is_not_warned_of(capfd):
-    dataset = dataset_of()
-    loader = DataLoader(dataset, batch_size=None, num_workers=2, prefetch_factor=1)
-    for _ in range(3):
-        assert len(list(islice(loader, 5))) == 5
-    assert "read to its end" not in capfd.readouterr().err
+@pytest.mark.parametrize(("persistent", "left", "warnings"), [(False, 200, 1), (True, 200, 1), (False, 5, 0)])
+def test_a_run_that_workers_begin_again_is_warned_of_unless_the_loop_was_left(persistent, left, warnings):
+    """In a process of its own: what a worker says goes to the standard error."""
+    command = [sys.executable, "-c", LOOPS, str(persistent), str(left)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{[min(left, 125)] * 2}\n"
+    assert done.stderr.count("read to its end by DataLoader workers") == warnings
+    assert done.stderr.count("short rows first") == warnings
 
 
 def test_a_pass_without_tokens_is_warned_of_by_its_number():

@@ -347,3 +347,38 @@ def test_a_fraction_beside_a_callable_needs_the_steps():
         lambda: SequenceLengthPlan(fraction, batch_size=lambda step: 4, total_tokens=10_000), "warmup_fraction", "total_steps"
     )
     assert SequenceLengthPlan(fraction, batch_size=lambda step: 4, total_steps=100).length(50) == 64
+
+
+@pytest.mark.parametrize("total_tokens", range(500_000, 1_500_000, 31_991))
+def test_a_fraction_beside_a_budget_that_grows_is_refused_only_where_a_step_of_the_run_is_over_it(total_tokens):
+    """A run that is tried with too few steps comes to long rows while the budget is small yet; the run itself may not."""
+    schedule, budget = LinearSchedule(8, 1024, warmup_fraction=0.5), StagedSchedule([512, 1024], [200])
+
+    def of_steps(steps):
+        """The plan and its tokens with a step more; None where a length is above the budget."""
+        try:
+            plan = SequenceLengthPlan(schedule, tokens_per_batch=budget, total_steps=steps)
+            return plan, plan.tokens_before(steps + 1)
+        except ScheduleError:
+            return None
+
+    fitting = [
+        found[0]
+        for steps in range(total_tokens // 1024, total_tokens // 496)
+        if (found := of_steps(steps)) and found[0].total_tokens <= total_tokens < found[1]
+    ]
+    if fitting:
+        assert SequenceLengthPlan(schedule, tokens_per_batch=budget, total_tokens=total_tokens).stages == fitting[0].stages
+        return
+    try:  # no number of steps fits exactly: the next is near
+        plan = SequenceLengthPlan(schedule, tokens_per_batch=budget, total_tokens=total_tokens)
+    except ScheduleError as error:
+        assert "512" in str(error) and "520" in str(error)
+    else:
+        assert plan.total_tokens <= total_tokens < plan.total_tokens + plan.tokens(plan.total_steps - 1)
+        assert of_steps(plan.total_steps + 1) is not None
+
+
+def test_a_fraction_beside_a_budget_that_is_too_small_is_refused_by_name():
+    schedule = LinearSchedule(8, 1024, warmup_fraction=0.5)
+    refused(lambda: SequenceLengthPlan(schedule, tokens_per_batch=512, total_tokens=10**6), "tokens_per_batch=512", "520")

@@ -535,3 +535,10 @@ def test_a_schedule_of_tokens_or_of_a_fraction_says_what_it_needs(wrap):
     facts = ("warmup_fraction=0.25", "total_steps", "total_tokens", "warmup_steps")
     refused(lambda: wrap(LinearSchedule(8, 64, warmup_fraction=0.25))(5), *facts)
     refused(lambda: SequenceLengthPlan(wrap(LinearSchedule(8, 64, warmup_fraction=0.25)), batch_size=1), *facts)
+
+
+@pytest.mark.parametrize("options", [{"warmup_steps": 0}, {"warmup_fraction": 0}, {"warmup_tokens": 0}], ids=repr)
+def test_cycles_of_an_empty_warmup_are_constant_however_many_there_are(options):
+    schedule = CyclicSchedule(LinearSchedule(8, 1024, **options), 10**12)
+    assert schedule.changes(100)[1] == [(0, 1024)]
+    assert CyclicSchedule(LinearSchedule(8, 8, warmup_steps=5), 10**12).changes()[1] == [(0, 8)]

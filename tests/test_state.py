@@ -438,3 +438,42 @@ def test_a_source_that_cannot_be_read_again_exactly_says_so_and_is_read_all_the_
     state = loader_of("documents").state_dict()
     refused(lambda: loader.load_state_dict(state), "cannot be resumed exactly", error=StateError)
     assert loader.metrics()["slw/tokens_seen"] == 24
+
+
+@pytest.mark.parametrize("saved_steps", range(15, 50))
+def test_a_run_that_has_ended_goes_on_in_a_longer_one_whatever_pass_its_next_row_is_of(saved_steps):
+    """At the end of a run nobody asks for the next row, and the epoch is counted by tokens; a longer run asks its lane."""
+
+    def loader(steps):
+        options = {"batch_size": 1, "total_steps": steps, "shuffle": True}
+        return SLWLoader(SLWDataset(np.arange(1000), ConstantSchedule(48), **options))
+
+    done = loader(saved_steps)
+    list(done)
+    longer, whole = loader(60), [batch["input_ids"].tolist() for batch in loader(60)]
+    longer.load_state_dict(done.state_dict())
+    assert [batch["input_ids"].tolist() for batch in longer] == whole[saved_steps:]
+
+
+def test_lengths_may_change_where_that_moves_the_end_of_an_epoch():
+    def loader(schedule):
+        return SLWLoader(SLWDataset(np.arange(64), schedule, batch_size=1, epochs=2, shuffle=True))
+
+    before = loader(ConstantSchedule(8))
+    before.seek(7)
+    after = loader(StagedSchedule([8, 64], [7]))
+    after.load_state_dict(before.state_dict())
+    assert after.step == 7 and next(iter(after))["input_ids"].shape == (1, 64)
+
+
+@pytest.mark.parametrize("field", KEYS)
+def test_an_int_of_thousands_of_digits_is_refused_in_words(saved, field):
+    _, loader, state = saved
+    assert_refused_and_unchanged(loader, {**state, field: 10**5000}, "16610 bits")
+
+
+def test_a_cursor_that_is_nested_without_end_is_refused_in_words():
+    for kind in ("lanes", "padded", "documents"):
+        loader = advanced(loader_of(kind), 3)
+        loader.made = lambda kind=kind: loader_of(kind).dataset
+        assert_refused_and_unchanged(loader, {**loader.state_dict(), "stream": "[" * 100_000}, "stream must be")

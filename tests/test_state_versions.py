@@ -226,3 +226,10 @@ def test_a_seek_to_the_token_of_a_state_under_other_rows_loses_nothing(length, r
         found = torch.cat([*first, *tokens_of(changed), torch.zeros(0, dtype=torch.int64)])
     seen, counts = found.unique(return_counts=True)
     assert (counts - 1).sum() < others * length and len(seen) >= 3_000 - max(rows, others) * length
+
+
+@pytest.mark.parametrize("plan", [b"x", None, 3, np.arange(2), {1}], ids=repr)
+def test_a_plan_of_version_1_that_is_no_text_is_refused_in_words(plan):
+    loader = SLWLoader(SLWDataset(np.arange(20_000), ConstantSchedule(8), batch_size=4))
+    state = {name: loader.state_dict().get(name) for name in SHUFFLED}
+    refused(lambda: loader.load_state_dict({**state, "version": 1, "plan": plan}), "plan must be a text", error=StateError)

@@ -80,6 +80,11 @@ def _over_store(arguments: Arguments, given: dict[str, Any]) -> OverStore | None
             raise ValueError(f"--{useless[0].replace('_', '-')} is of a store: give --num-tokens, too")
         return None
     checked = {name: integer(name, value, at_least=1) for name, value in sizes.items()}
+    tokens, documents = checked["num_tokens"], checked.get("num_documents", 1)
+    if tokens >= 1 << 63:
+        raise ValueError(f"--num-tokens must be below 2^63, as positions in a store are, got {tokens}")
+    if documents > tokens:
+        raise ValueError(f"--num-documents must be at most --num-tokens {tokens}, as each holds one, got {documents}")
     dataset = dataset_of({"input_ids": Places(checked["num_tokens"])}, arguments, ORDER)
     order = dataset.run.batches.order
     assert isinstance(order, StoreOrder)

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from slw_data.arguments import shown
 from slw_data.cached import cached
 from slw_data.errors import DataError, ScheduleError, StateError
 from slw_data.order.permutation import Ints, permute
@@ -241,4 +242,4 @@ class BucketRows:
 
     def load(self, text: Any, at: Position) -> None:
         if type(text) is not str or text:
-            raise StateError(f"stream must be '' where all is arithmetic, the saved state has {text!r:.80}")
+            raise StateError(f"stream must be '' where all is arithmetic, the saved state has {shown(text):.80}")

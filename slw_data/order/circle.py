@@ -27,6 +27,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from slw_data.arguments import shown
 from slw_data.cached import cached
 from slw_data.errors import StateError
 from slw_data.order.lanes import open_lanes
@@ -503,10 +504,10 @@ class DocumentRows:
             lanes = values.pop("lanes")
             sound = not values and isinstance(lanes, list) and all(type(n) is int for n in counts + lanes)
             sound = sound and min(counts) >= 0 and max(counts, default=0) < 1 << 62
-        except (TypeError, ValueError, KeyError, AttributeError):
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
             sound = False
         if not sound:
-            raise StateError(f"stream must be the JSON that state_dict() wrote, the saved state has {text!r:.80}")
+            raise StateError(f"stream must be the JSON that state_dict() wrote, the saved state has {shown(text):.80}")
         self._check(counts[0], lanes)
         opened, delivered, discarded = counts
         return Opened(opened, delivered, discarded, Circle(self.row(at), opened, np.array(lanes, np.int64)))

@@ -21,14 +21,15 @@ _STEPS = 100
 
 
 def pieces_of(order: StoreOrder, steps: int) -> tuple[Ints, Ints]:
-    """``(starts, sizes)`` of the pieces of the store that the run's first ``steps`` steps hold, int64 (pieces,), ascending.
-    Beyond an epoch nothing is added."""
+    """``(starts, sizes)`` of the pieces of the store that the run's first ``steps`` steps hold, int64 (pieces,), ascending."""
     lanes, reader = order.lanes, order.reader()
-    total = order.plan.total_steps
+    steps = steps if order.plan.total_steps is None else min(steps, order.plan.total_steps)
     numbers = np.arange(lanes.num_lanes)
-    held = np.minimum(reader.delivered(steps if total is None else min(steps, total)), lanes.epoch_tokens(numbers))
+    held = reader.delivered(steps)
     if lanes.in_order:
-        return np.zeros(1, np.int64), held
+        return np.zeros(1, np.int64), np.minimum(held, lanes.num_tokens)
+    if (order.rest is not None and steps > order.rest.step) or (held > lanes.epoch_tokens(numbers)).any():
+        return _looked_up(order, steps)
     in_blocks = np.minimum(held, lanes.blocks * lanes.block_size)
     counts = -(-in_blocks // lanes.block_size) + (held > in_blocks)  # of each lane: its blocks, and maybe its tail
     lane = np.repeat(numbers, counts)
@@ -37,15 +38,35 @@ def pieces_of(order: StoreOrder, steps: int) -> tuple[Ints, Ints]:
     sizes = np.where(turn < lanes.blocks, np.minimum(left, lanes.block_size), left)
     starts = lanes.piece_starts(lane, turn)
     ascending = np.argsort(starts)
-    return _touching(starts[ascending], sizes[ascending])
+    return _united(starts[ascending], sizes[ascending])
 
 
-def _touching(starts: Ints, sizes: Ints) -> tuple[Ints, Ints]:
-    """The same pieces, those that touch made one."""
+def _looked_up(order: StoreOrder, steps: int) -> tuple[Ints, Ints]:
+    """The same by looking up every row: of a run so short, or a store so small, that it comes to the rest, or to one token
+    again."""
+    found, step = [], 0
+    readers = [order.reader() for _ in range(order.plan.world_size)]
+    while step < steps:
+        stage = order.plan.stage_at(step, steps - step)
+        stop = min(steps, step + _STEPS) if stage.stop is None else min(steps, stage.stop)
+        first, last = ((at - stage.start) * stage.grad_accum_steps for at in (step, stop))
+        last = min(last, order.limit(stage, first) or last)
+        for rank, reader in enumerate(readers):
+            spans = order.spans(stage, range(first, last), rank, 0, reader)
+            found.append((spans.starts, np.full(len(spans.starts), spans.width) if spans.sizes is None else spans.sizes))
+        step = stage.start + last // stage.grad_accum_steps
+    starts, sizes = (np.concatenate(part) for part in zip(*found, strict=True))
+    ascending = np.argsort(starts)
+    return _united(starts[ascending], sizes[ascending])
+
+
+def _united(starts: Ints, sizes: Ints) -> tuple[Ints, Ints]:
+    """The same pieces, those that touch or overlap made one."""
+    ends = np.maximum.accumulate(starts + sizes)
     begins = np.ones(len(starts), np.bool_)
-    begins[1:] = starts[1:] != starts[:-1] + sizes[:-1]
-    total: Ints = np.add.reduceat(sizes, np.flatnonzero(begins)) if len(starts) else sizes
-    return starts[begins], total
+    begins[1:] = starts[1:] > ends[:-1]
+    last = np.append(np.flatnonzero(begins)[1:], len(starts)) - 1 if len(starts) else np.empty(0, np.int64)
+    return starts[begins], ends[last] - starts[begins]
 
 
 def documents_in(starts: Ints, sizes: Ints, documents: Ints | int, num_tokens: int) -> float:

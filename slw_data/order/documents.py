@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from slw_data.arguments import shown
 from slw_data.errors import StateError
 from slw_data.order.dealing import Dealer, Lane, Read, Row, Snapshot, Span
 from slw_data.order.position import Position
@@ -107,11 +108,11 @@ class DocumentOrder:
             lanes = tuple(snapshot.lanes)
             numbers = (snapshot.epoch, snapshot.first, snapshot.next, *snapshot[5:], *lanes)
             sound = len(values) == len(snapshot) and all(type(n) is int for n in numbers)
-            sound = sound and min(numbers[:6]) >= 0 and len(lanes) % 2 == 0
-        except (TypeError, ValueError):
+            sound = sound and min(numbers[:6]) >= 0 and max(numbers) < 1 << 62 and len(lanes) % 2 == 0
+        except (TypeError, ValueError, RecursionError):
             sound = False
         if not sound:
-            raise StateError(f"stream must be the JSON that state_dict() wrote, the saved state has {text!r:.80}")
+            raise StateError(f"stream must be the JSON that state_dict() wrote, the saved state has {shown(text):.80}")
         if len(lanes) not in (0, 2 * self.num_lanes):
             raise StateError(f"stream has {len(lanes) // 2} lanes in the saved state, this run has num_lanes={self.num_lanes}")
         return snapshot._replace(lanes=lanes)

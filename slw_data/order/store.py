@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from slw_data.arguments import shown
 from slw_data.cached import cached
 from slw_data.errors import ScheduleError, StateError
 from slw_data.order.lanes import LaneReader, Lanes
@@ -173,7 +174,7 @@ class StoreOrder:
 
     def load(self, text: Any, at: Position) -> None:
         if type(text) is not str or text:
-            raise StateError(f"stream must be '' for a store, the saved state has {text!r:.80}")
+            raise StateError(f"stream must be '' for a store, the saved state has {shown(text):.80}")
 
     def limit(self, stage: Stage, batch: int) -> int | None:
         """The batch of ``stage`` at which the rest begins, if that is after ``batch``."""

@@ -61,11 +61,20 @@ def _steps_of(shape: Shape, functions: list[Any], total_tokens: int) -> int:
     """The steps of a run of ``total_tokens`` whose warmups are fractions of its steps: a number that, if the warmups are
     fractions of it, is not exceeded, while one less would be. Where batches shrink there may be several such numbers."""
 
-    def enough(steps: int) -> bool:
+    def held(steps: int) -> int:
         layout = _laid_out(shape, [_track(function, steps) for function in functions], total_tokens)
         number = layout.find_tokens(total_tokens)
         length, rows, accumulation = layout.shapes[number]
-        held = (total_tokens - layout.tokens_before[number]) // (length * rows * accumulation * shape.world)
-        return steps >= layout.starts[number] + held
+        each = length * rows * accumulation * shape.world
+        return layout.starts[number] + (total_tokens - layout.tokens_before[number]) // each
 
-    return bisect_left(range(total_tokens + 1), True, key=enough)
+    def enough(steps: int) -> bool:
+        try:
+            return held(steps) <= steps
+        except ScheduleError:  # a length above the budget: with more steps it comes later, when the budget has grown
+            return steps == total_tokens
+
+    steps = bisect_left(range(total_tokens + 1), True, key=enough)
+    if steps and held(steps) != steps:
+        held(steps - 1)  # raises, if only that made it too few
+    return steps

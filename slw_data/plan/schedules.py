@@ -431,13 +431,15 @@ class CyclicSchedule(StepFunction):
     def changes(self, total_steps: int | None = None) -> tuple[Unit, Changes]:
         unit, duration = self.schedule._duration(total_steps)
         *climb, (_, top) = self.schedule._climb(duration)
+        if not climb:
+            return unit, [(0, top)]
         if self.num_cycles * len(climb) > _MOST_LENGTHS:
             raise ScheduleError(
                 f"a plan has at most {_MOST_LENGTHS:,} stages, num_cycles={self.num_cycles} of {len(climb)} each are more:"
                 " give fewer, or max_distinct"
             )
         cycles = [(cycle * duration + start, length) for cycle in range(self.num_cycles) for start, length in climb]
-        return unit, [*cycles, (self.num_cycles * duration if climb else 0, top)]
+        return unit, [*cycles, (self.num_cycles * duration, top)]
 
     def __call__(self, step: int) -> int:
         step = integer("step", step, at_least=0)
