@@ -32,6 +32,17 @@ from slw_data.sources import open_source
 __all__ = ["SLWDataset"]
 
 
+_BATCHED_AGAIN = (
+    "set_epoch({}) was called, as a prepared DataLoader does; it would batch these batches again, or deal them to other ranks."
+    " They are finished, and of this rank: pass SLWLoader(dataset), which accelerator.prepare leaves as it is, and instead of"
+    " Trainer use SLWTrainer of slw_data.integrations.huggingface. Passes are counted without it"
+)
+_BEGUN_AGAIN = (
+    "this run has been read to its end by DataLoader workers, and is read once more from where it began, its short rows first:"
+    " make the dataset anew for another run, or one with epochs=... or total_steps=... for a longer one"
+)
+
+
 class SLWDataset(IterableDataset[Batch]):
     """Batches of ``source`` at the sequence length that the schedule wants at each step.
 
@@ -198,10 +209,7 @@ class SLWDataset(IterableDataset[Batch]):
             self._at, self._phase = begin
         self._begun = True
         if info.id == 0 and self._finished_elsewhere.item():
-            warn(
-                "this run has been read to its end by DataLoader workers, and is read once more from where it began, its short"
-                " rows first: make the dataset anew for another run, or one with epochs=... or total_steps=... for a longer one"
-            )
+            warn(_BEGUN_AGAIN)
         phase = info.id if self._phase is None else self._phase
         return self._iterate(self._at, phase, info.num_workers, 1)
 
@@ -229,11 +237,7 @@ class SLWDataset(IterableDataset[Batch]):
 
     def set_epoch(self, epoch: int) -> None:
         """ValueError: only those call it who would deal or batch again, as Accelerate's and the Trainer's loaders do."""
-        raise ValueError(
-            f"set_epoch({epoch}) was called, as a prepared DataLoader does; it would batch these batches again, or deal them to"
-            " other ranks. They are finished, and of this rank: pass SLWLoader(dataset), which accelerator.prepare leaves as it"
-            " is, and instead of Trainer use SLWTrainer of slw_data.integrations.huggingface. Passes are counted without it"
-        )
+        raise ValueError(_BATCHED_AGAIN.format(epoch))
 
     # -- state --------------------------------------------------------------------------------------------------------
 

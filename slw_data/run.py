@@ -282,7 +282,8 @@ def _store_batches(
 ) -> StoreBatches:
     tokens = StoreTokens(source.columns, form.eos_id)
     if form.mode == "buckets":
-        pieces = Buckets(source.bounds, plan.lengths)
+        schedule = plan.schedule  # may draw fewer lengths than it has
+        pieces = Buckets(source.bounds, tuple(schedule.lengths) if isinstance(schedule, BucketSchedule) else plan.lengths)
         of_buckets = BucketRows(pieces, plan, shuffle.shuffle, shuffle.seed, epochs)
         return StoreBatches(of_buckets, _reading(tokens, form, builder, False), rank, partial(describe_buckets, of_buckets))
     if form.padded:  # a row holds one document, so none begins within it

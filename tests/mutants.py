@@ -307,12 +307,14 @@ FAULTS = [
         "loops_again",
     ),
     ("a state forgets that it is in the rest", "state.py", '"rest": self.order.rest_at(at),', '"rest": None,', "state"),
-    ("the rest begins with its first step's state", "order/store.py", "> (rest.step, 0)", ">= (rest.step, 0)", "state"),
+    ("the rest begins with its first step's state", "order/store.py", "> (self.rest", ">= (self.rest", "state"),
     ("one pass is counted of what is left", "order/store.py", "self.epochs * self.lanes.num", "self.lanes.num", "dataset"),
     ("a document in two pieces counts twice", "order/diversity.py", "np.maximum(first, seen + 1)", "first", "diversity"),
     # documents of a store
     ("one order of documents for all passes", "order/circle.py", "(self.seed, epoch))", "(self.seed, 0))", "circle"),
-    ("a circle is saved unturned", "order/circle.py", "np.roll(places, -self._turn))", "places)", "circle"),
+    ("a circle is saved unturned", "order/circle.py", "-1), -self._turn)", "-1), 0)", "circle"),
+    ("describe() forgets the rest", "order/diversity.py", "if (order.rest is not None and", "if (False and", "diversity"),
+    ("a finished run in workers is not seen", "dataset.py", "_elsewhere.fill_(get_worker", "_elsewhere.fill_(False and get_worker", "loops"),
     ("the last documents are not opened", "order/circle.py", "(~kept)[:documents]] = True", "(~kept)[:0]] = True", "circle"),
     ("what is skipped does not count", "order/circle.py", "+= held + opened -", "+= 0 *", "circle"),
     ("a step that cannot be filled is begun", "order/circle.py", "(left // each + begun) //", "1 + left //", "circle"),
@@ -345,8 +347,8 @@ FAULTS = [
     (
         "a fraction of a run of tokens is of a step more",
         "plan/layout.py",
-        "return steps >= layout.starts[number] + held",
-        "return steps > layout.starts[number] + held",
+        "return held(steps) <= steps",
+        "return held(steps) < steps",
         "plan",
     ),
     (
