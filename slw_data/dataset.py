@@ -220,8 +220,9 @@ class SLWDataset(IterableDataset[Batch]):
                 chunk = next(chunks)
             except StopIteration as end:
                 self._ended, self._left = num_workers == 1, end.value
-                self._finished_elsewhere.fill_(get_worker_info() is not None)
-                if not (some or ended or worker):
+                in_worker = get_worker_info() is not None
+                self._finished_elsewhere.fill_(in_worker)
+                if not (some or ended or worker or (in_worker and at.step)):  # a worker may have nothing left to read
                     warn(finished(at.step, self.source.name))
                 return
             some = True

@@ -314,7 +314,7 @@ FAULTS = [
     ("one order of documents for all passes", "order/circle.py", "(self.seed, epoch))", "(self.seed, 0))", "circle"),
     ("a circle is saved unturned", "order/circle.py", "-1), -self._turn)", "-1), 0)", "circle"),
     ("describe() forgets the rest", "order/diversity.py", "if (order.rest is not None and", "if (False and", "diversity"),
-    ("a finished run in workers is not seen", "dataset.py", "fill_(get_worker", "fill_(False and get_worker", "loops"),
+    ("a finished run in workers is not seen", "dataset.py", "fill_(in_worker", "fill_(False", "loops"),
     ("the last documents are not opened", "order/circle.py", "(~kept)[:documents]] = True", "(~kept)[:0]] = True", "circle"),
     ("what is skipped does not count", "order/circle.py", "+= held + opened -", "+= 0 *", "circle"),
     ("a step that cannot be filled is begun", "order/circle.py", "(left // each + begun) //", "1 + left //", "circle"),

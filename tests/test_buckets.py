@@ -16,10 +16,7 @@ from strategies import documents
 from slw_data import BucketSchedule, ConstantSchedule, DataError, LinearSchedule, SLWDataset, SLWLoader, StagedSchedule
 from slw_data.plan.drawn import _with_odds
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:this run is finished"),
-    pytest.mark.filterwarnings("ignore:documented has too few tokens for the first step"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:this run is finished")
 
 some_documents = documents(max_documents=70, max_tokens=40).filter(any)
 

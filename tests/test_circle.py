@@ -15,10 +15,7 @@ from slw_data import ConstantSchedule, DataError, SLWDataset, SLWLoader, StagedS
 from slw_data.batch.building import LABELS
 from slw_data.sources.stores import documents
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:this run is finished"),
-    pytest.mark.filterwarnings("ignore:documented has too few tokens for the first step"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:this run is finished")
 
 
 def opened(docs, passes, seed):

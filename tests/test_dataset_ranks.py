@@ -194,6 +194,7 @@ def test_a_plain_dataloader_gives_the_same_batches_with_any_number_of_workers(na
     assert all(t.untyped_storage().nbytes() == t.numel() * 8 for batch in found for t in batch.values())
 
 
+@pytest.mark.filterwarnings("ignore:this run is finished")  # of a state of its end
 @pytest.mark.filterwarnings("ignore:.set_vital. is deprecated")  # torchdata calls it
 @pytest.mark.parametrize(("num_workers", "every"), [(0, 1), (0, 3), (1, 1), (2, 1), (2, 5)])
 @pytest.mark.parametrize("name", ["shuffled", "documents", "padded"])
