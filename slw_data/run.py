@@ -19,7 +19,7 @@ from slw_data.arguments import flag, given, integer
 from slw_data.batch.building import Batch, BatchBuilder
 from slw_data.batch.chunk import Batches, Chunk
 from slw_data.batch.form import Form
-from slw_data.batch.reading import BlockTokens, Reading, StoreTokens, Tokens
+from slw_data.batch.reading import Reading, StoreTokens, Tokens, WindowTokens
 from slw_data.batch.stored import StoreBatches
 from slw_data.batch.streamed import StreamBatches
 from slw_data.cached import cached
@@ -260,7 +260,8 @@ def open_run(
     else:
         _check_stream(source, form.mode, shuffle, ranks)
         cuts = DocumentOrder(source, local, shuffle.num_lanes or 1, form.mode, form.preserve_eos, epochs)
-        batches = StreamBatches(cuts, _reading(BlockTokens(source.name), form, builder, form.documents), rank)
+        documents = form.documents and not form.padded
+        batches = StreamBatches(cuts, _reading(WindowTokens(), form, builder, documents), rank, cuts.describe)
     vocabulary = "" if form.vocab_size is None else f", vocabulary of {form.vocab_size}"
     shard = (ranks.rank, ranks.world) if ranks.sharded else None
     identity = Identity(plan, batches.order, source.fingerprint + vocabulary, shard, form.padded)

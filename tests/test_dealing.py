@@ -116,8 +116,8 @@ def test_no_document_is_read_long_before_a_row_or_a_label_needs_it(labels, num_l
         read.append(stream.count)
     if labels in ("unshifted", "none"):
         assert read == [*range(3, 31, 2), 30]  # those of the rows, and whether there is one more in this pass
-    else:  # until the lane of the batch's last row has its next one; with a single lane that is a whole step
-        assert read == [min(count, 30) for count in range(4 if num_lanes == 1 else 5, 34, 2)][: len(read)]
+    else:  # until the lane of the batch's last row has its next one
+        assert read == [min(count, 30) for count in range(3 if num_lanes == 1 else 5, 34, 2)][: len(read)]
 
 
 # -- a source that fails ----------------------------------------------------------------------------------------------

@@ -83,10 +83,6 @@ class Batches(Protocol):
     """The batches of one rank, whatever they are read from. It never changes, so threads and processes share it."""
 
     @property
-    def message_size(self) -> int | None:
-        """Batches in a worker's message; None: as many as a chunk should have."""
-
-    @property
     def order(self) -> Order:
         """Which rows they have."""
 

@@ -8,7 +8,7 @@ Read next: :mod:`slw_data.batch.building`, which makes tensors of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from slw_data.plan import Stage
 from slw_data.sources.ids import bad_id, check_ids
 from slw_data.sources.stores import TokenStore
 
-__all__ = ["BlockTokens", "Reading", "StoreTokens", "Tokens"]
+__all__ = ["Reading", "StoreTokens", "Tokens", "WindowTokens"]
 
 Marks = npt.NDArray[np.bool_]
 
@@ -127,39 +127,7 @@ class StoreTokens:
         return self.stores[column].dtype
 
     def fill(self, column: str, spans: Spans, out: Array) -> None:
-        store = self.stores[column]
-        if spans.sizes is None or spans.run is None:
-            store.gather(spans.starts, spans.width, out)
-            return
-        whole = spans.sizes == spans.width
-        if spans.filled is not None and whole.any():  # what is padded stays so
-            some = np.flatnonzero(whole)
-            block = np.empty((len(some), spans.width), out.dtype)
-            store.gather(spans.starts[some], spans.width, block)
-            out[spans.run[some]] = block
-        elif 2 * whole.sum() > spans.runs:  # all at once, what is cut after it
-            some = np.flatnonzero(whole)
-            starts = np.full(spans.runs, spans.starts[some[0]])
-            starts[spans.run[some]] = spans.starts[some]
-            store.gather(starts, spans.width, out)
-        else:
-            whole[:] = False
-        cut = np.flatnonzero(~whole)
-        ranges = (spans.run, spans.within, spans.starts, spans.sizes)
-        if spans.sizes[cut].sum() < _SHORT * len(cut):
-            self._fill_by_tokens(store, out, *(values[cut] for values in ranges))
-            return
-        for run, at, start, size in zip(*(values[cut].tolist() for values in ranges), strict=True):
-            out[run, at : at + size] = store.read(start, start + size)
-
-    @staticmethod
-    def _fill_by_tokens(store: TokenStore, out: Array, run: Ints, within: Ints, starts: Ints, sizes: Ints) -> None:
-        """Fill in many short spans at once: token k of all of them lies ``k - first`` behind the start of its own span."""
-        first = np.cumsum(sizes) - sizes
-        offsets = np.arange(int(sizes.sum())) - np.repeat(first, sizes)
-        tokens = np.empty((len(offsets), 1), out.dtype)
-        store.gather(np.repeat(starts, sizes) + offsets, 1, tokens)
-        out[np.repeat(run, sizes), np.repeat(within, sizes) + offsets] = tokens[:, 0]
+        _fill(self.stores[column], spans, out)
 
     def mark(self, spans: Spans, ids: Array, starts: Marks) -> None:
         run = np.arange(spans.runs) if spans.run is None else spans.run
@@ -167,12 +135,7 @@ class StoreTokens:
         _set(starts, run[jumps], spans.within[jumps])
         documents = self.stores["input_ids"].documents
         if documents is not None:
-            sizes = np.full(spans.runs, spans.width) if spans.sizes is None else spans.sizes
-            low, high = np.searchsorted(documents, spans.starts), np.searchsorted(documents, spans.starts + sizes)
-            count = high - low
-            span = np.repeat(np.arange(len(count)), count)  # of each document that begins within a span
-            number = low[span] + np.arange(len(span)) - (np.cumsum(count) - count)[span]
-            _set(starts, run[span], spans.within[span] + documents[number] - spans.starts[span])
+            _mark(documents, spans, starts)
         elif self.eos_id is not None:
             starts[:, 1:] |= ids[:, : starts.shape[1] - 1] == self.eos_id
 
@@ -181,40 +144,69 @@ class StoreTokens:
 
 
 @dataclass(frozen=True)
-class BlockTokens:
-    """The tokens of blocks of a stream, which the spans name as their sources. They come as int64."""
-
-    name: str
+class WindowTokens:
+    """The tokens of a stream, of which each iteration has a window that spans name. They come as int64."""
 
     def dtype(self, column: str) -> np.dtype[Any]:
         return np.dtype(np.int64)
 
     def fill(self, column: str, spans: Spans, out: Array) -> None:
-        for read, run, at, start, size in _each(spans):
-            out[run, at : at + size] = read.block.read(column, start, start + size)
+        store, begin = spans.window.store(column)
+        _fill(store, replace(spans, starts=spans.starts - begin), out)
 
     def mark(self, spans: Spans, ids: Array, starts: Marks) -> None:
-        for read, run, at, start, size in _each(spans):
-            offsets = read.block.offsets
-            low, high = np.searchsorted(offsets, (start, start + size))
-            begins = offsets[low:high] - start + at
-            starts[run, begins[begins < starts.shape[1]]] = True
+        _mark(spans.window.known.bounds, spans, starts)
 
     def where(self, spans: Spans, run: int, at: int) -> str:
-        span, position = spans.position(run, at)
-        assert spans.source is not None
-        read = spans.sources[spans.source[span]]
-        document = int(np.searchsorted(read.block.offsets, position, side="right")) - 1
-        token = position - int(read.block.offsets[document])
-        return f"token {token} of document {read.first + document} of {self.name}"
+        where: str = spans.window.describe(spans.position(run, at)[1])
+        return where
 
 
-def _each(spans: Spans) -> Any:
-    """``(source, run, place in the run, start, size)`` of each span."""
-    assert spans.source is not None and spans.run is not None and spans.sizes is not None
-    ranges = (spans.source, spans.run, spans.within, spans.starts, spans.sizes)
-    for source, run, at, start, size in zip(*(values.tolist() for values in ranges), strict=True):
-        yield spans.sources[source], run, at, start, size
+def _fill(store: TokenStore, spans: Spans, out: Array) -> None:
+    """Put the tokens of each run into its row of ``out``."""
+    if spans.sizes is None or spans.run is None:
+        store.gather(spans.starts, spans.width, out)
+        return
+    whole = spans.sizes == spans.width
+    if spans.filled is not None and whole.any():  # what is padded stays so
+        some = np.flatnonzero(whole)
+        block = np.empty((len(some), spans.width), out.dtype)
+        store.gather(spans.starts[some], spans.width, block)
+        out[spans.run[some]] = block
+    elif 2 * whole.sum() > spans.runs:  # all at once, what is cut after it
+        some = np.flatnonzero(whole)
+        starts = np.full(spans.runs, spans.starts[some[0]])
+        starts[spans.run[some]] = spans.starts[some]
+        store.gather(starts, spans.width, out)
+    else:
+        whole[:] = False
+    cut = np.flatnonzero(~whole)
+    ranges = (spans.run, spans.within, spans.starts, spans.sizes)
+    if spans.sizes[cut].sum() < _SHORT * len(cut):
+        _fill_by_tokens(store, out, *(values[cut] for values in ranges))
+        return
+    for run, at, start, size in zip(*(values[cut].tolist() for values in ranges), strict=True):
+        out[run, at : at + size] = store.read(start, start + size)
+
+
+def _fill_by_tokens(store: TokenStore, out: Array, run: Ints, within: Ints, starts: Ints, sizes: Ints) -> None:
+    """Fill in many short spans at once: token k of all of them lies ``k - first`` behind the start of its own span."""
+    first = np.cumsum(sizes) - sizes
+    offsets = np.arange(int(sizes.sum())) - np.repeat(first, sizes)
+    tokens = np.empty((len(offsets), 1), out.dtype)
+    store.gather(np.repeat(starts, sizes) + offsets, 1, tokens)
+    out[np.repeat(run, sizes), np.repeat(within, sizes) + offsets] = tokens[:, 0]
+
+
+def _mark(documents: Ints, spans: Spans, starts: Marks) -> None:
+    """Set ``starts`` where one of ``documents`` begins in a span."""
+    run = np.arange(spans.runs) if spans.run is None else spans.run
+    sizes = np.full(spans.runs, spans.width) if spans.sizes is None else spans.sizes
+    low, high = np.searchsorted(documents, spans.starts), np.searchsorted(documents, spans.starts + sizes)
+    count = high - low
+    span = np.repeat(np.arange(len(count)), count)  # of each document that begins within a span
+    number = low[span] + np.arange(len(span)) - (np.cumsum(count) - count)[span]
+    _set(starts, run[span], spans.within[span] + documents[number] - spans.starts[span])
 
 
 def _set(starts: Marks, runs: Ints, at: Ints) -> None:

@@ -1,25 +1,21 @@
 """Batches of a store: chunk by chunk, from any position on, where the order says that they lie.
 
-Read next: :mod:`slw_data.run`. For sources that can only be read in order: :mod:`slw_data.batch.streamed`.
+Read next: :mod:`slw_data.run`. What streams do otherwise: :mod:`slw_data.batch.streamed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from slw_data.batch.chunk import CHUNK_TOKENS, Chunk, batches_from, chunked, place
 from slw_data.batch.reading import Reading
-from slw_data.errors import DataError
 from slw_data.order.position import Order, Position
 from slw_data.order.spans import Spans
 from slw_data.plan import SequenceLengthPlan, Stage
 
 __all__ = ["RowOrder", "StoreBatches"]
-
-_READ_TOKENS = 2 * CHUNK_TOKENS  # of a chunk, each read once: handing over a chunk costs as much as a few batches
-
 
 class RowOrder(Order, Protocol):
     """An order that finds rows without reading. What one iteration remembers is its ``reader``."""
@@ -34,7 +30,7 @@ class RowOrder(Order, Protocol):
         """The batch of ``stage`` up to which those from ``batch`` on may be looked up together; None: all of them."""
 
     def enough(self, stage: Stage, batches: range, reader: Any) -> range:
-        """As many of ``batches`` as the data suffices for."""
+        """As many of ``batches`` as the data suffices for, or as are at hand; none only where the data ends."""
 
     def skip(self, stage: Stage, batches: range, reader: Any) -> None:
         """Pass over ``batches``, which somebody else reads."""
@@ -61,24 +57,30 @@ class StoreBatches:
     rank: int
     about: Callable[[], str]
 
-    message_size = None
+    chunk_tokens: ClassVar[int] = 2 * CHUNK_TOKENS  # each is read once: handing over a chunk costs as much as a few batches
 
     def chunks(self, at: Position, worker: int, num_workers: int, size: int | None) -> Generator[Chunk, None, int | None]:
-        number, now, reader = 0, (at.step, at.batch), self.order.reader(at)
+        number, now, reader = 0, (at.step, at.batch), self.reader(at, num_workers)
         total = self.order.plan.total_steps
         while total is None or now[0] < total:
-            stage, first, stop, most = batches_from(self.order.plan, now, size, _READ_TOKENS)
+            stage, first, stop, most = batches_from(self.order.plan, now, size, self.chunk_tokens)
             limit = self.order.limit(stage, first)
             for numbers in chunked(first, stop if limit is None else min(stop, limit), most):
                 there = self.order.enough(stage, numbers, reader)
-                if there and number % num_workers == worker:
-                    yield from self._read_safely(stage, there, reader)
-                elif there:
-                    self.order.skip(stage, there, reader)
-                if len(there) < len(numbers):
+                if not there:
                     return self.order.left(reader)
-                number, now = number + 1, place(stage, numbers.stop)
+                if number % num_workers == worker:
+                    yield from self._read_safely(stage, there, reader)
+                else:
+                    self.order.skip(stage, there, reader)
+                number, now = number + 1, place(stage, there.stop)
+                if len(there) < len(numbers):
+                    break
         return None
+
+    def reader(self, at: Position, num_workers: int) -> Any:
+        """What one iteration looks up rows with."""
+        return self.order.reader(at)
 
     def describe(self) -> str:
         return self.about()
@@ -87,7 +89,7 @@ class StoreBatches:
         """The chunk; where it holds a fault, the sound batches before it first, one by one."""
         try:
             chunk = self._read(stage, numbers, reader)
-        except DataError:
+        except Exception:
             if len(numbers) == 1:
                 raise
             again = self.order.again(stage, numbers, reader)

@@ -199,7 +199,7 @@ class WorkerChunks(IterableDataset[Chunk]):
         info = get_worker_info()
         assert info is not None
         threading.Thread(target=_end_with_parent, daemon=True, name="slw_data").start()
-        return self.run.chunks(self.at, info.id, info.num_workers, self.run.batches.message_size)
+        return self.run.chunks(self.at, info.id, info.num_workers)
 
 
 def _end_with_parent() -> None:

@@ -1,35 +1,34 @@
-"""Dealing: the documents of a stream, read in order, go to lanes as these run dry.
+"""Dealing: the documents of a stream lie on one axis of tokens as they are read, and lanes are dealt them as they run dry.
 
-A lane is dealt a document only when the row that is being cut from it needs more tokens than it holds::
-
-    while tokens held by lane r mod num_lanes < length of row r:
-        deal the next document to the lane
-
-What follows a row's last token in its lane may therefore be dealt a while later: a :class:`Row` is told when it is.
-
-No token is kept in a saved position. A lane holds at most one begun document, so ``(document, offset)`` of each lane,
-and where the source can be read again from the oldest of these documents, are enough to go on exactly::
+::
 
     source    [ doc 0 | doc 1 ][ doc 2 | doc 3 | doc 4 ][ doc 5 ...        blocks, each with a position to read it again
+    axis      0       7        12      20      29       35                 places: what lies before, in tokens
     lane 0    doc 0, doc 3 ..                                              begun: document 3, 17 tokens delivered
     lane 1    doc 1, doc 2 ..                                              begun: document 2, 40 tokens delivered
     snapshot  position of the block of document 2; next to deal: document 4; lanes (3, 17, 2, 40)
 
-Read next: :mod:`slw_data.order.documents`, which cuts rows from the lanes.
+No token is kept in a saved position. A lane holds at most one begun document, so ``(document, offset)`` of each lane, and
+where the source can be read again from the oldest of these documents, are enough to go on exactly. Where lanes stand after
+each batch is found when somebody asks, from where they stood a little before and the documents that were dealt since.
+
+Read next: :mod:`slw_data.order.cutting`, which cuts rows from the lanes.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from slw_data.errors import DataError, StateError, warn
+from slw_data.cached import cached
+from slw_data.errors import DataError, warn
+from slw_data.order.permutation import Ints
+from slw_data.sources.stores.pieces import PiecedStore, whole
 from slw_data.sources.streams import Block, DocumentStream
 
-__all__ = ["Dealer", "Lane", "Read", "Row", "Snapshot", "Span"]
+__all__ = ["Dealt", "Read", "Snapshot", "Window"]
 
 
 class Snapshot(NamedTuple):
@@ -51,167 +50,151 @@ class Snapshot(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A block that has been read: its pass and the number of its first document."""
+    """Of a block that was read: the position that reads it again, its pass, and the number and place of its first document."""
 
-    block: Block
+    position: Any
     epoch: int
     first: int
+    place: int
 
 
-Span = tuple[Read, int, int]  # flat tokens [start, stop) of a block
+@dataclass(frozen=True, eq=False)
+class Dealt:
+    """The documents of some blocks that were read. ``bounds``, int64 (documents + 1,): where each begins on the axis, and the
+    end of the last. ``origin`` is the place where counting began, and ``before`` the tokens that were dealt before it."""
 
-
-@dataclass(slots=True)
-class Row:
-    """Tokens that were cut from a lane, and the one that follows them there: None while there is none."""
-
-    spans: list[Span]
-    next: Span | None = None
-
-    @property
-    def size(self) -> int:
-        """How many tokens are the row's own."""
-        return sum(stop - start for _, start, stop in self.spans)
-
-
-@dataclass(slots=True)
-class Lane:
-    """Documents that were dealt and are not cut up yet; the first may be begun."""
-
-    spans: deque[Span] = field(default_factory=deque)
-    waiting: Row | None = None  # the row whose ``next`` is the first token of the document that is dealt next
+    reads: tuple[Read, ...] = ()
+    bounds: Ints = field(default_factory=lambda: np.zeros(1, np.int64))
+    first: int = 0
+    origin: int = 0
+    before: int = 0
 
     @property
-    def held(self) -> int:
-        """How many tokens there are."""
-        return sum(stop - start for _, start, stop in self.spans)
+    def stop(self) -> int:
+        """The number of the document after the last."""
+        return self.first + len(self.bounds) - 1
 
-    def add(self, span: Span) -> None:
-        """Put a document behind the others."""
-        self.spans.append(span)
-        if self.waiting is not None:
-            self.waiting.next, self.waiting = self._first(), None
+    @cached
+    def end(self) -> int:
+        """Where the axis ends."""
+        return int(self.bounds[-1])
 
-    def cut(self, count: int) -> Row:
-        """Remove ``count`` of the tokens held."""
-        row = Row([])
-        while count:
-            read, start, stop = self.spans[0]
-            end = min(stop, start + count)
-            row.spans.append((read, start, end))
-            count -= end - start
-            if end == stop:
-                self.spans.popleft()
-            else:
-                self.spans[0] = (read, end, stop)
-        row.next = self._first()
-        return row
+    @property
+    def known(self) -> Dealt:
+        """These documents. Of a :class:`Window`, those that are known by now."""
+        return self
 
-    def _first(self) -> Span | None:
-        """The first token held."""
-        if not self.spans:
-            return None
-        read, start, _ = self.spans[0]
-        return read, start, start + 1
+    def reach(self, stop: int) -> bool:
+        """Whether documents up to ``stop`` (exclusive) are known."""
+        return stop <= self.stop
+
+    def extend(self, place: int) -> bool:
+        """Whether the axis reaches ``place``."""
+        return place <= self.end
+
+    def place(self, number: int) -> int:
+        """Where a document begins."""
+        return int(self.bounds[number - self.first])
+
+    def numbers(self, places: Ints) -> Ints:
+        """The documents that hold these places."""
+        found: Ints = np.searchsorted(self.bounds, places, side="right") - 1 + self.first
+        return found
+
+    def tokens_to(self, place: int) -> int:
+        """Tokens that are dealt in the whole run where all before ``place`` are."""
+        return self.before + place - self.origin
+
+    def read_of(self, number: int) -> int:
+        """Which of the blocks holds a document: the last one, for documents behind it."""
+        return max((i for i, read in enumerate(self.reads) if read.first <= number), default=0)
 
 
-class Dealer:
-    """Reads blocks and deals them to lanes: documents, or whole blocks (``whole``) if there is a single lane anyway."""
+class Window:
+    """The documents of a stream from the oldest that is still needed on, with their tokens. Further blocks are read as they are
+    asked for; while ``reading`` is False, what is not known is not there. It belongs to one iteration."""
 
-    def __init__(self, stream: DocumentStream, num_lanes: int, whole: bool, epochs: int | None, at: Snapshot) -> None:
-        self.stream, self.whole, self.epochs = stream, whole, epochs
-        self.lanes = [Lane() for _ in range(num_lanes)]
-        self.dealt, self.delivered, self.discarded = at.dealt, at.delivered, at.discarded
-        self._epoch, self._blocks = at.epoch, stream.blocks(at.epoch, at.position)
+    def __init__(self, stream: DocumentStream, epochs: int | None, at: Snapshot) -> None:
+        self.stream, self.epochs = stream, epochs
+        self.known = Dealt(first=at.first, before=at.dealt)
+        self.reading = True
+        self.failure: Exception | None = None  # of the source: all before it is there
+        self._blocks: list[Block] = []
+        self._stores: dict[str, PiecedStore] = {}
+        self._epoch, self._unread = at.epoch, stream.blocks(at.epoch, at.position)
         self._barren = at.next == 0  # nothing has come of this pass yet
-        self._read: Read | None = None
-        self._index = 0  # of the next document to deal in self._read
-        self._first = at.first
-        self._start = at
-        self._failure: Exception | None = None  # of the source, met before a document was to be dealt
-        self.left: int | None = None  # tokens dealt and not delivered when the data ended
-        if at.next:
-            self._restore(at)
 
-    def _pull(self) -> bool:
-        """Read the next block, in a further pass if there is one. False at the end of the data."""
-        if self._failure is not None:
-            raise self._failure
-        while (block := next(self._blocks, None)) is None:
+    def reach(self, stop: int) -> bool:
+        """Whether documents up to ``stop`` (exclusive) are there."""
+        while stop > self.known.stop:
+            if not (self.reading and self.pull()):
+                return False
+        return True
+
+    def extend(self, place: int) -> bool:
+        """Whether the axis reaches ``place``."""
+        while place > self.known.end:
+            if not (self.reading and self.pull()):
+                return False
+        return True
+
+    def pull(self) -> bool:
+        """Read the next block, in a further pass if there is one. False at the end of the data, and where the source fails."""
+        if self.failure is not None:
+            return False
+        try:
+            block = self._next()
+        except Exception as error:  # to be raised where a row cannot be cut for it
+            self.failure = error
+            return False
+        if block is None:
+            return False
+        known, self._stores = self.known, {}
+        self._blocks.append(block)
+        read = Read(block.position, self._epoch, known.stop, known.end)
+        bounds = np.concatenate([known.bounds, block.offsets[1:] + known.end])
+        self.known = Dealt((*known.reads, read), bounds, known.first, known.origin, known.before)
+        return True
+
+    def _next(self) -> Block | None:
+        while (block := next(self._unread, None)) is None:
             if self._barren and self.epochs is None:
                 raise DataError(f"{self.stream.name} has no tokens in pass {self._epoch}, so reading it again is no use")
             if self._barren and self._epoch:
                 warn(f"{self.stream.name} has no tokens in pass {self._epoch} of {self.epochs}: each pass should read it anew")
             if self.epochs is not None and self._epoch + 1 >= self.epochs:
-                return False
-            self._epoch, self._barren = self._epoch + 1, True
-            self._blocks = self.stream.blocks(self._epoch)
-        self._barren = False
-        if self._read is not None:
-            self._first += len(self._read.block.offsets) - 1
-        self._read, self._index = Read(block, self._epoch, self._first), 0
-        return True
-
-    def deal(self) -> Span | None:
-        """The next document, or the rest of the block; None at the end of the data."""
-        while self._read is None or self._index >= len(self._read.block.offsets) - 1:
-            if not self._pull():
                 return None
-        offsets = self._read.block.offsets
-        start = self._index
-        self._index = len(offsets) - 1 if self.whole else start + 1
-        span = (self._read, int(offsets[start]), int(offsets[self._index]))
-        self.dealt += span[2] - span[1]
-        return span
+            self._epoch, self._barren = self._epoch + 1, True
+            self._unread = self.stream.blocks(self._epoch)
+        self._barren = False
+        return block
 
-    def snapshot(self) -> Snapshot:
-        """The position. Where nothing that was read is left, it is that of the next block, so its pass is known."""
-        if self._read is None:
-            return self._start
-        if self._index == len(self._read.block) and not any(lane.spans for lane in self.lanes):
-            try:
-                self._pull()
-            except Exception as error:  # to be raised where a document is dealt
-                self._failure = error
-        oldest, places = self._read, []
-        for lane in self.lanes:
-            if not lane.spans:
-                places += [-1, 0]
-                continue
-            read, start, _ = lane.spans[0]
-            document = int(np.searchsorted(read.block.offsets, start, side="right")) - 1
-            places += [read.first + document, start - int(read.block.offsets[document])]
-            oldest = min(oldest, read, key=lambda r: r.first)
-        return Snapshot(
-            oldest.epoch,
-            oldest.block.position,
-            oldest.first,
-            self._read.first + self._index,
-            tuple(places),
-            self.dealt,
-            self.delivered,
-            self.discarded,
-        )
+    def count_from(self, number: int) -> None:
+        """Let the tokens that were dealt before be those before document ``number``."""
+        known = self.known
+        self.known = Dealt(known.reads, known.bounds, known.first, known.place(number), known.before)
 
-    def _restore(self, at: Snapshot) -> None:
-        """Read on from the oldest begun document and give each lane what it held."""
-        held = {at.lanes[i]: (i // 2, at.lanes[i + 1]) for i in range(0, len(at.lanes), 2) if at.lanes[i] >= 0}
-        while self._read is None or held or self._first + len(self._read.block.offsets) - 1 < at.next:
-            if not self._pull() or self._read is None:
-                raise StateError(
-                    f"{self.stream.name} ended at document {self._first}, before the saved document {at.next}:"
-                    " resume with the source that the state was saved from"
-                )
-            offsets = self._read.block.offsets
-            for document in [d for d in held if d - self._first < len(offsets) - 1]:
-                lane, offset = held.pop(document)
-                start = int(offsets[document - self._first]) + offset
-                after = at.next if self.whole else document + 1  # an error may have ended the saved block earlier
-                stop = int(offsets[min(after - self._first, len(offsets) - 1)])
-                if start > stop:
-                    raise StateError(
-                        f"document {document} of {self.stream.name} is shorter than its saved offset {offset}:"
-                        " resume with the source that the state was saved from"
-                    )
-                self.lanes[lane].add((self._read, start, stop))
-        self._index = at.next - self._first
+    def release(self, place: int) -> None:
+        """Forget the blocks that end before ``place``, but for the last."""
+        known, count = self.known, 0
+        while count + 1 < len(known.reads) and known.reads[count + 1].place <= place:
+            count += 1
+        if count:
+            del self._blocks[:count]
+            first, self._stores = known.reads[count].first, {}
+            bounds = known.bounds[first - known.first :]
+            self.known = Dealt(known.reads[count:], bounds, first, known.origin, known.before)
+
+    def store(self, column: str) -> tuple[PiecedStore, int]:
+        """A column's tokens as a store, and the place on the axis where it begins."""
+        if column not in self._stores:
+            parts = [block.read(column, 0, int(block.offsets[-1])) for block in self._blocks]
+            if len({part.dtype for part in parts}) > 1:
+                parts = [part.astype(np.int64) for part in parts]
+            self._stores[column] = PiecedStore(parts, whole(*map(len, parts)), parts[0].dtype, self.stream.name)
+        return self._stores[column], self.known.reads[0].place
+
+    def describe(self, place: int) -> str:
+        """The name of a token, for messages."""
+        number = int(self.known.numbers(np.array([place]))[0])
+        return f"token {place - self.known.place(number)} of document {number} of {self.stream.name}"

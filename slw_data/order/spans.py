@@ -16,7 +16,6 @@ Read next: :mod:`slw_data.order.lanes`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +37,7 @@ class Spans:
         run: int64 (spans,), ascending: the run that each span is part of; None: span i is run i. What a run's spans do not
             fill has no token: padding, or the end of the data.
         by_lane: how runs make batches; see :class:`slw_data.batch.chunk.Chunk`.
-        sources: what spans are of, and ``source``, int64 (spans,), the number of each span's own; None: a store's.
+        window: what of a stream the spans are of (:class:`slw_data.order.dealing.Window`); None: they are a store's.
     """
 
     runs: int
@@ -48,8 +47,7 @@ class Spans:
     sizes: Ints | None = None
     run: Ints | None = None
     by_lane: bool = False
-    sources: Sequence[Any] = ()
-    source: Ints | None = None
+    window: Any = None
 
     @cached
     def within(self) -> Ints:
