@@ -64,6 +64,9 @@ class SLWDataset(IterableDataset[Batch]):
         seed: of the permutations.
         num_lanes: readers that rows are dealt to, one after the other. Default: 1; with ``shuffle`` so many that batches are
             as good as random rows, which depends on the store alone (:func:`slw_data.order.lanes.open_lanes`).
+        num_shards: divide a stream into so many parts, each read by one rank and, there, by one worker. Every step takes as
+            many rows from each, so ``num_shards`` divides the rows of a step, and any number of ranks that divides it delivers
+            the same run. Needs total_steps or total_tokens: a part that ends begins its next pass by itself.
         mode: "stream": documents are joined and cut every ``length`` tokens. "segment": a row never holds two documents;
             the rest of the row is padded. "truncate": one row for each document, the rest of it is discarded. "buckets": a
             store's documents are cut into pieces of the run's lengths, the longest first, and a step takes its rows from the
@@ -104,6 +107,7 @@ class SLWDataset(IterableDataset[Batch]):
         shuffle: bool = False,
         seed: int = 0,
         num_lanes: int | None = None,
+        num_shards: int = 1,
         mode: str = "stream",
         labels: str = "unshifted",
         columns: Sequence[str] = ("input_ids",),
@@ -119,7 +123,7 @@ class SLWDataset(IterableDataset[Batch]):
     ) -> None:
         super().__init__()
         form = Form(mode, labels, columns, extras, vocab_size, eos_id, pad_id, preserve_eos)
-        order = Shuffle(shuffle, seed, num_lanes)
+        order = Shuffle(shuffle, seed, num_lanes, num_shards)
         ranks = Ranks.of(dp_rank, dp_world_size, mesh, sharded)
         opened = open_source(source, form.columns, mode=form.mode, vocab_size=form.vocab_size, eos_id=form.eos_id)
         shape = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "grad_accum_steps": grad_accum_steps}
@@ -268,14 +272,18 @@ class SLWDataset(IterableDataset[Batch]):
             state["worker_phase"] = info.id if self._phase is None else self._phase
         return state
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *, strict: bool = True) -> None:
-        """Continue where ``state_dict`` was saved, from the next ``iter()`` on.
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, strict: bool = True
+    ) -> None:
+        """Continue where ``state_dict`` was saved, from the next ``iter()`` on; of a divided stream the states of all ranks.
 
         Raises StateError, and changes nothing, if any field does not fit this run; ``strict=False`` only warns where the
         plan, the source or the order differ.
         """
-        state, info = dict(state_dict), get_worker_info()
-        phase = state.pop("worker_phase", None)
+        state, info, phase = state_dict, get_worker_info(), None
+        if isinstance(state, Mapping):
+            state = dict(state)
+            phase = state.pop("worker_phase", None)
         workers = 0 if info is None else info.num_workers
         if phase is not None and (type(phase) is not int or not 0 <= phase < workers):
             raise StateError(

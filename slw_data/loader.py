@@ -13,7 +13,7 @@ any other iterable through untouched. This is the last module on a batch's path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -115,7 +115,8 @@ class SLWLoader:
         run = self.dataset.run
         run.ranks.check()
         if self.num_workers:
-            return Workers(Messages(run, self.position, self.num_workers, self._worker_options), run.build)
+            messages = Messages(run, self.position, self.num_workers, self._worker_options)
+            return Workers(messages, run.received(self.position, messages), run.build)
         chunks = run.batches.chunks(self.position, 0, 1, None)
         return Threaded(chunks, run.build, self.prefetch) if self.prefetch else Direct(chunks, run.build)
 
@@ -194,12 +195,19 @@ class SLWLoader:
         return self.dataset.run.state_at(self.position)
 
     def load_state_dict(
-        self, state_dict: Mapping[str, Any], *, strict: bool = True, expected_step: int | None = None
+        self,
+        state_dict: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        strict: bool = True,
+        expected_step: int | None = None,
     ) -> None:
         """Continue where ``state_dict`` was saved, with any number of workers, from the next ``iter()`` on.
 
-        For a store ``{"step": n}`` is enough. Raises StateError, and changes nothing, if a field does not fit this run or
-        ``expected_step`` (the trainer's own count) differs; ``strict=False`` only warns where the plan, the source or the
+        For a store ``{"step": n}`` is enough. Of a divided stream (``num_shards``) give the states of all ranks as a list,
+        unless this rank reads the same shards as the one that saved.
+
+        Raises StateError, and changes nothing, if a field does not fit this run or ``expected_step`` (the trainer's own
+        count) differs; ``strict=False`` only warns where the plan, the source or the
         order differ.
         """
         if expected_step is not None:

@@ -8,7 +8,7 @@ Read next: :mod:`slw_data.dataset`, its face for torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from slw_data.arguments import flag, given, integer
 from slw_data.batch.building import Batch, BatchBuilder
 from slw_data.batch.chunk import Batches, Chunk
+from slw_data.batch.divided import DividedBatches
 from slw_data.batch.form import Form
 from slw_data.batch.reading import Reading, StoreTokens, Tokens, WindowTokens
 from slw_data.batch.stored import StoreBatches
@@ -27,6 +28,7 @@ from slw_data.errors import DataError, ScheduleError, StateError, warn
 from slw_data.order.buckets import BucketRows, Buckets
 from slw_data.order.circle import DocumentRows, Documents
 from slw_data.order.diversity import describe_buckets, describe_documents, describe_order, documents_in, neighbours, pieces_of
+from slw_data.order.divided import DividedOrder
 from slw_data.order.documents import DocumentOrder
 from slw_data.order.lanes import open_lanes
 from slw_data.order.position import Position
@@ -34,9 +36,10 @@ from slw_data.order.store import StoreOrder
 from slw_data.plan import SequenceLengthPlan
 from slw_data.plan.drawn import BucketSchedule
 from slw_data.plan.schedules import ConstantSchedule
+from slw_data.plan.sharded import ShardPlan, nearest_divisor
 from slw_data.ranks import Ranks
 from slw_data.sources import Stores
-from slw_data.sources.streams import DocumentStream
+from slw_data.sources.streams import Divisible, DocumentStream
 from slw_data.state import Identity, dump_state, parse_state
 
 __all__ = ["Run", "Shuffle", "drawn", "finished", "open_run", "plan_of"]
@@ -51,10 +54,15 @@ class Shuffle:
     shuffle: bool = False
     seed: int = 0
     num_lanes: int | None = None
+    num_shards: int = 1
 
     def __post_init__(self) -> None:
-        lanes = None if self.num_lanes is None else integer("num_lanes", self.num_lanes, at_least=1)
-        checked = {"shuffle": flag("shuffle", self.shuffle), "seed": integer("seed", self.seed, at_least=0), "num_lanes": lanes}
+        checked = {
+            "shuffle": flag("shuffle", self.shuffle),
+            "seed": integer("seed", self.seed, at_least=0),
+            "num_lanes": None if self.num_lanes is None else integer("num_lanes", self.num_lanes, at_least=1),
+            "num_shards": integer("num_shards", self.num_shards, at_least=1),
+        }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -85,6 +93,13 @@ class Run:
         """The batches of a chunk."""
         return self.builder.build(chunk)
 
+    def received(self, at: Position, messages: Any) -> Iterator[Chunk]:
+        """The chunks from ``at`` on, from what workers send (:class:`slw_data.delivery.workers.Messages`)."""
+        if isinstance(self.batches, DividedBatches):
+            return self.batches.joined(at, messages.parts())
+        chunks: Iterator[Chunk] = messages
+        return chunks
+
     def leftover(self, end: Position) -> int | None:
         """Tokens of all ranks that the end of the data leaves over where the run ends at ``end``."""
         return self.batches.order.leftover(end)
@@ -102,8 +117,8 @@ class Run:
         self._check_exact()
         return dump_state(self.identity, at)
 
-    def parse(self, state: Mapping[str, Any], *, strict: bool = True) -> Position:
-        """The position that a state describes, checked against this run."""
+    def parse(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, strict: bool = True) -> Position:
+        """The position that a state describes, or the states of several ranks, checked against this run."""
         self._check_exact()
         return parse_state(self.identity, state, strict=strict)
 
@@ -255,17 +270,74 @@ def open_run(
     builder = BatchBuilder(form.labels, tuple(form.columns), tuple(form.extras), form.padded, _flat_tokens(form, plan))
     local, rank = (plan.of_one_rank(), 0) if ranks.sharded else (plan, ranks.rank)
     batches: Batches
+    divided = shuffle.num_shards > 1
     if isinstance(source, Stores):
+        if divided:
+            raise ValueError(
+                f"num_shards={shuffle.num_shards} divides a stream, and {source.name} is a store, of which each rank reads its"
+                " own rows alone: leave it out"
+            )
         batches = _store_batches(source, local, epochs, form, shuffle, rank, builder)
     else:
         _check_stream(source, form.mode, shuffle, ranks)
-        cuts = DocumentOrder(source, local, shuffle.num_lanes or 1, form.mode, form.preserve_eos, epochs)
-        documents = form.documents and not form.padded
-        batches = StreamBatches(cuts, _reading(WindowTokens(), form, builder, documents), rank, cuts.describe)
+        reading = _reading(WindowTokens(), form, builder, form.documents and not form.padded)
+        if divided:
+            batches = _divided(source, plan, epochs, form, shuffle, ranks, reading)
+        else:
+            cuts = DocumentOrder(source, local, shuffle.num_lanes or 1, form.mode, form.preserve_eos, epochs)
+            batches = StreamBatches(cuts, reading, rank, cuts.describe)
     vocabulary = "" if form.vocab_size is None else f", vocabulary of {form.vocab_size}"
     shard = (ranks.rank, ranks.world) if ranks.sharded else None
-    identity = Identity(plan, batches.order, source.fingerprint + vocabulary, shard, form.padded)
+    identity = Identity(plan, batches.order, source.fingerprint + vocabulary, shard, form.padded and not divided)
     return Run(plan, source, ranks, epochs, batches, builder, identity)
+
+
+def _divided(
+    source: DocumentStream,
+    plan: SequenceLengthPlan,
+    epochs: int | None,
+    form: Form,
+    shuffle: Shuffle,
+    ranks: Ranks,
+    reading: Reading,
+) -> DividedBatches:
+    """Of a divided stream, the shards that this rank reads."""
+    count, of_each = shuffle.num_shards, ShardPlan(plan, shuffle.num_shards)
+    if ranks.sharded:
+        raise ValueError(f"sharded=True: each rank brings its own part, and num_shards={count} divides one: give one of them")
+    if count % ranks.world:
+        raise ValueError(
+            f"each shard is read by one rank, so num_shards must be a multiple of the {ranks.world} ranks, got {count}: write"
+            f" num_shards={-(-count // ranks.world) * ranks.world}"
+        )
+    if epochs is not None:
+        raise ValueError(
+            f"no rank knows where the shards of others end, so num_shards={count} needs total_steps or total_tokens"
+        )
+    of_each.check()
+    parts = _divisible(source, count)
+    mine = range(ranks.rank * count // ranks.world, (ranks.rank + 1) * count // ranks.world)
+    orders = {
+        number: DocumentOrder(parts.shard(number, count), of_each, shuffle.num_lanes or 1, form.mode, form.preserve_eos)
+        for number in mine
+    }
+    shards = {number: StreamBatches(order, reading, 0, order.describe) for number, order in orders.items()}
+    return DividedBatches(shards, DividedOrder(orders, count, ranks.world), plan)
+
+
+def _divisible(source: DocumentStream, count: int) -> Divisible:
+    """The source; DataError if it has no such parts."""
+    if not isinstance(source, Divisible) or source.shards == 1:
+        raise DataError(
+            f"num_shards={count}: {source.name} comes in one part only. Pass a function source(shard, num_shards) that returns"
+            " a fresh iterator over a part; or a Hugging Face IterableDataset of several files, or a list"
+        )
+    if source.shards is not None and source.shards % count:
+        raise DataError(
+            f"num_shards must divide the {source.shards} shards that {source.name} has, got {count}: write"
+            f" num_shards={nearest_divisor(source.shards, count)}, or make more files of it"
+        )
+    return source
 
 
 def _reading(tokens: Tokens, form: Form, builder: BatchBuilder, documents: bool) -> Reading:

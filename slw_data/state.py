@@ -12,9 +12,10 @@
                    (:class:`slw_data.order.dealing.Snapshot`), of a store which of its documents are open
                    (:class:`slw_data.order.circle.Opened`)
     checksum       of all of these, so that a damaged state is refused
+    shards         of a divided stream alone (``num_shards``): where each shard stands that this rank reads, under its number
 
-It is the same on every rank (but for ``sharded=True``), has the same keys at every step, and survives ``json`` and
-``torch.load(weights_only=True)``. Left out are things that do not change which token came where: labels, extras,
+It is the same on every rank (but for ``sharded=True``, and ``shards``), has the same keys at every step, and survives
+``json`` and ``torch.load(weights_only=True)``. Left out are things that do not change which token came where: labels, extras,
 workers, prefetching, how the rows of a step are split over ranks and micro-batches, and all that lies ahead.
 
 States of version 1 are read too, if they are of a store. They had a fingerprint of the whole ``plan``; of that only the
@@ -34,6 +35,7 @@ from typing import Any
 
 from slw_data.arguments import shown
 from slw_data.errors import StateError, warn
+from slw_data.order.divided import DividedOrder
 from slw_data.order.position import Order, Position
 from slw_data.plan import SequenceLengthPlan
 from slw_data.sources.streams.marks import same_source
@@ -93,17 +95,30 @@ class Identity:
 
 
 def dump_state(identity: Identity, at: Position) -> dict[str, Any]:
-    at = identity.order.settle(at)
-    state = {"version": VERSION, **identity.counts(at), **identity.fingerprints(at), "stream": identity.order.dump(at)}
-    return {**state, "checksum": _checksum(state, KEYS)}
+    order = identity.order
+    at = order.settle(at)
+    state: dict[str, Any] = {"version": VERSION, **identity.counts(at), **identity.fingerprints(at), "stream": order.dump(at)}
+    if not isinstance(order, DividedOrder):
+        return {**state, "checksum": _checksum(state, KEYS)}
+    state["epoch"] = 0  # each shard has its own, and all else is the same on all ranks
+    mark = _checksum(state, KEYS)
+    return {**state, "checksum": mark, "shards": order.dump_shards(at, mark)}
 
 
 def _checksum(state: Mapping[str, Any], keys: Sequence[str]) -> int:
     return zlib.crc32(json.dumps([state[key] for key in keys[:-1]]).encode())
 
 
-def parse_state(identity: Identity, state: Mapping[str, Any], *, strict: bool) -> Position:
+def parse_state(
+    identity: Identity, state: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, strict: bool
+) -> Position:
     """The position that ``state`` describes; StateError, naming the field and both values, if it is not of this run."""
+    if isinstance(identity.order, DividedOrder):
+        return _parse_divided(identity, identity.order, state, strict)
+    return _parse_whole(identity, state, strict)
+
+
+def _parse_whole(identity: Identity, state: Any, strict: bool) -> Position:
     if not isinstance(state, Mapping):
         raise TypeError(f"a state is a dict as state_dict() returns it, got {type(state).__name__}")
     if set(state) == {"step"} and identity.order.found_by_step:
@@ -131,6 +146,25 @@ def parse_state(identity: Identity, state: Mapping[str, Any], *, strict: bool) -
         wrong = "".join(f"; {name} is {counts[name]}, not {expected[name]}" for name in differing)
         raise StateError(f"the state is corrupt: its checksum must be {checksum}, and is {shown(state['checksum'])}{wrong}")
     return at
+
+
+def _parse_divided(identity: Identity, order: DividedOrder, state: Any, strict: bool) -> Position:
+    """The same of a divided stream, from the states of one rank or of several, which differ in their shards alone."""
+    states = [state] if isinstance(state, Mapping) else list(state) if isinstance(state, (list, tuple)) else []
+    if not states or not all(isinstance(one, Mapping) for one in states):
+        got = shown(state)[:80]
+        raise TypeError(f"a state is a dict as state_dict() returns it, or a list of those of several ranks, got {got}")
+    common, entries = {key: value for key, value in states[0].items() if key != "shards"}, dict[str, Any]()
+    for one in states:
+        if "shards" not in one or not isinstance(one["shards"], Mapping):
+            raise StateError("shards must be there, a dict with an entry for each shard: the state is not of a divided stream")
+        differing = [key for key in common if key not in one or not _equal(one[key], common[key])]
+        if differing:
+            listed = "; ".join(f"{key} is {shown(common[key])} and {shown(one.get(key))}" for key in differing)
+            raise StateError(f"the states are not of one step of one run: {listed}. Load what all ranks have saved together")
+        entries.update(one["shards"])
+    at = _parse_whole(identity, common, strict)
+    return at._replace(cursor=order.load_shards(entries, at, common["checksum"]))
 
 
 def _check_keys(state: Mapping[str, Any]) -> Sequence[str]:

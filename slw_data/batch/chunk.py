@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slw_data.order.position import Order, Position
-from slw_data.plan import SequenceLengthPlan, Stage
+from slw_data.plan import SequenceLengthPlan, ShardPlan, Stage
 
 __all__ = ["CHUNK_TOKENS", "Array", "Batches", "Chunk", "batches_from", "chunked", "place"]
 
@@ -44,6 +44,7 @@ class Chunk:
     valid_next: npt.NDArray[np.bool_] | None = None
     starts: npt.NDArray[np.bool_] | None = None
     after: Sequence[Position] | None = None
+    worker: int = 0  # that has made it
 
     @property
     def rows(self) -> int:
@@ -66,6 +67,18 @@ class Chunk:
     def position(self, i: int) -> Position:
         """Where the run stands once batch ``i`` of the chunk is delivered."""
         return self.after[i] if self.after is not None else Position(*place(self.stage, self.numbers[i] + 1))
+
+    def part(self, start: int, stop: int) -> Chunk:
+        """Batches ``start`` to ``stop`` of these."""
+        if (start, stop) == (0, len(self.numbers)):
+            return self
+        some = Chunk(self.stage, self.numbers[start:stop], {})
+        some.columns = {name: self.view(values)[start:stop] for name, values in self.columns.items()}
+        for name in ("valid", "valid_next", "starts"):
+            values = getattr(self, name)
+            setattr(some, name, None if values is None else self.view(values)[start:stop])
+        some.after = None if self.after is None else self.after[start:stop]
+        return some
 
     def view(self, array: Array) -> Array:
         """``array`` by batch: ``view[i]`` has the tokens of batch i in their order, in two or more dimensions."""
@@ -93,6 +106,12 @@ class Batches(Protocol):
         the end of the data left over, if it was met while reading.
         """
 
+    def part(self, at: Position, worker: int, num_workers: int) -> Iterator[Chunk]:
+        """What ``worker`` of ``num_workers`` of an :class:`slw_data.SLWLoader` makes."""
+
+    def check_parts(self, num_workers: int) -> None:
+        """DataError if so many workers cannot share the reading."""
+
     def describe(self) -> str:
         """The order in words, and how much it mixes the source, as far as that is known before."""
 
@@ -104,7 +123,7 @@ def place(stage: Stage, number: int) -> tuple[int, int]:
 
 
 def batches_from(
-    plan: SequenceLengthPlan, at: tuple[int, int], size: int | None, tokens: int
+    plan: SequenceLengthPlan | ShardPlan, at: tuple[int, int], size: int | None, tokens: int
 ) -> tuple[Stage, int, int, int]:
     """``(stage, first, stop, most)``: the stage of the batch at ``at`` (step and micro-batch), the batches of it to go on
     with, and how many of them make a chunk: ``size``, or so many tokens.

@@ -13,7 +13,7 @@ from slw_data.batch.chunk import CHUNK_TOKENS, Chunk, batches_from, chunked, pla
 from slw_data.batch.reading import Reading
 from slw_data.order.position import Order, Position
 from slw_data.order.spans import Spans
-from slw_data.plan import SequenceLengthPlan, Stage
+from slw_data.plan import SequenceLengthPlan, ShardPlan, Stage
 
 __all__ = ["RowOrder", "StoreBatches"]
 
@@ -21,7 +21,7 @@ class RowOrder(Order, Protocol):
     """An order that finds rows without reading. What one iteration remembers is its ``reader``."""
 
     @property
-    def plan(self) -> SequenceLengthPlan: ...
+    def plan(self) -> SequenceLengthPlan | ShardPlan: ...
 
     def reader(self, at: Position) -> Any:
         """What one iteration looks up rows with, from ``at`` on."""
@@ -81,6 +81,12 @@ class StoreBatches:
     def reader(self, at: Position, num_workers: int) -> Any:
         """What one iteration looks up rows with."""
         return self.order.reader(at)
+
+    def part(self, at: Position, worker: int, num_workers: int) -> Iterator[Chunk]:
+        return self.chunks(at, worker, num_workers, None)
+
+    def check_parts(self, num_workers: int) -> None:
+        """Any number can."""
 
     def describe(self) -> str:
         return self.about()

@@ -83,7 +83,7 @@ def _described(loader: SLWLoader | SLWDataset) -> dict[str, Any]:
     dataset = _dataset(loader)
     state = {"plan": dataset.plan.fingerprint, **dump_state(dataset.run.identity, loader.position)}
     state["stream"] = state["stream"] and hashlib.sha256(state["stream"].encode()).hexdigest()[:12]
-    left_out = ("version", "past", "checksum", "dp_rank", *(_OWN if dataset.sharded else ()))
+    left_out = ("version", "past", "checksum", "dp_rank", "shards", *(_OWN if dataset.sharded else ()))
     shared = {name: value for name, value in state.items() if name not in left_out}
     world, batches = dataset.dp_world_size, dataset.num_batches
     return {**shared, "sharded": dataset.sharded, "dp_world_size": world, "num_batches": batches}

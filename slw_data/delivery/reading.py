@@ -130,9 +130,9 @@ def _fill(chunks: Chunks, waiting: queue.Queue[Chunk | _End], stop: threading.Ev
 class Workers(Direct):
     """Other processes read. See :mod:`slw_data.delivery.workers`."""
 
-    def __init__(self, messages: Messages, build: Build) -> None:
+    def __init__(self, messages: Messages, chunks: Iterator[Chunk], build: Build) -> None:
         self._messages = messages
-        super().__init__(messages, build)
+        super().__init__(chunks, build)
 
     def close(self) -> None:
         if self.alive:

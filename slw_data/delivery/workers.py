@@ -20,6 +20,7 @@ import signal
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -75,6 +76,7 @@ def check_workers(run: Run, num_workers: int, options: dict[str, Any]) -> None:
     """ValueError for options of no workers; DataError and TypeError where the run cannot be read by any."""
     if num_workers:
         run.check_workers(num_workers)
+        run.batches.check_parts(num_workers)
         _check_picklable(run, options["multiprocessing_context"])
     elif any(options.values()):
         given = ", ".join(f"{name}={value!r}" for name, value in options.items() if value)
@@ -133,14 +135,34 @@ class Messages:
     def __next__(self) -> Chunk:
         """Where a worker failed within a chunk, the others' next chunks come before its error, and are not delivered."""
         while True:
-            self.waiting_since = time.monotonic()
-            try:
-                chunk: Chunk = next(self._received)
-            finally:
-                self.waiting_since = None
+            chunk = self._receive()
             if chunk.first == self._next:
                 self._next = chunk.end
                 return chunk
+
+    def _receive(self) -> Chunk:
+        """The next message: workers send in turn."""
+        self.waiting_since = time.monotonic()
+        try:
+            chunk: Chunk = next(self._received)
+        finally:
+            self.waiting_since = None
+        return chunk
+
+    def parts(self) -> list[Iterator[Chunk]]:
+        """The chunks of each worker on their own."""
+        waiting = [deque[Chunk]() for _ in self._workers]
+        return [self._of(worker, waiting) for worker in range(len(waiting))]
+
+    def _of(self, worker: int, waiting: list[deque[Chunk]]) -> Iterator[Chunk]:
+        while True:
+            while not waiting[worker]:
+                try:
+                    chunk = self._receive()
+                except StopIteration:
+                    return
+                waiting[chunk.worker].append(chunk)
+            yield waiting[worker].popleft()
 
     def close(self) -> None:
         """End the workers. Dropping the iterator does, unless a traceback still holds it; one that is stopped never ends."""
@@ -199,7 +221,9 @@ class WorkerChunks(IterableDataset[Chunk]):
         info = get_worker_info()
         assert info is not None
         threading.Thread(target=_end_with_parent, daemon=True, name="slw_data").start()
-        return self.run.chunks(self.at, info.id, info.num_workers)
+        for chunk in self.run.batches.part(self.at, info.id, info.num_workers):
+            chunk.worker = info.id
+            yield chunk
 
 
 def _end_with_parent() -> None:

@@ -55,8 +55,9 @@ class Cut(NamedTuple):
 
     @classmethod
     def empty(cls, rows: int) -> Cut:
-        return cls(np.empty(rows, np.int64), np.empty(rows, np.int64), *(np.zeros(rows, np.int64) for _ in range(2)),
-                   np.full(rows, -1, np.int64))  # fmt: skip
+        places, sizes = np.empty((2, rows), np.int64)
+        others, rest = np.zeros((2, rows), np.int64)
+        return cls(places, sizes, others, rest, np.full(rows, -1, np.int64))
 
     @property
     def tokens(self) -> int:
@@ -73,7 +74,7 @@ class Waiting(NamedTuple):
 
     row: int
     follow: Ints
-    index: int
+    at: int
 
 
 class Dealer:
@@ -113,6 +114,9 @@ class Dealer:
     def _cut(self, rows: Cut, done: int, count: int, length: int) -> int:
         """Cut some of the rows ``done`` to ``count``: how many; 0 where documents do not suffice for one."""
         raise NotImplementedError
+
+    def look_on(self) -> None:
+        """See whether a token follows the last row, where no further row has to be cut for it."""
 
     def snapshot(self) -> Snapshot:
         """The position. Where nothing that was read is left, it is that of the next block, if that is known."""
@@ -170,10 +174,9 @@ class Whole(Dealer):
     def _follow(self, place: int) -> None:
         if self.waiting:
             waiting = self.waiting.pop(0)
-            waiting.follow[waiting.index] = place
+            waiting.follow[waiting.at] = place
 
-    def follow(self) -> None:
-        """See whether there is a token after the last row."""
+    def look_on(self) -> None:
         place = int(self._places[0])
         if self.waiting and self.documents.extend(place + 1):
             self._follow(place)
@@ -235,7 +238,7 @@ class Joined(Dealer):
             start = self._ahead[at]
             if first + lane in self.waiting:
                 waiting = self.waiting.pop(first + lane)
-                waiting.follow[waiting.index] = start
+                waiting.follow[waiting.at] = start
             while self._ahead[at] < start + lack:
                 at += 1
                 if at == len(self._ahead):

@@ -23,13 +23,13 @@ import numpy as np
 
 from slw_data.arguments import shown
 from slw_data.errors import StateError, warn
-from slw_data.order.cutting import Cut, Dealer, Held, dealer_of
+from slw_data.order.cutting import Cut, Held, dealer_of
 from slw_data.order.dealing import Dealt, Snapshot, Window
 from slw_data.order.diversity import neighbours
 from slw_data.order.permutation import Ints
 from slw_data.order.position import Position
 from slw_data.order.spans import Spans, joined
-from slw_data.plan import SequenceLengthPlan, Stage
+from slw_data.plan import SequenceLengthPlan, ShardPlan, Stage
 from slw_data.plan.schedules import ConstantSchedule
 from slw_data.sources.streams import DocumentStream
 
@@ -75,22 +75,22 @@ class DocumentReader:
             self.take(begun)
 
     @property
-    def cut(self) -> int:
+    def waiting(self) -> int:
         """Rows that are cut and not handed out."""
         return self.dealer.row - self.row
 
     def need(self, count: int, *, reading: bool = True) -> int:
         """Cut on until ``count`` rows are there: how many are. With ``reading=False`` nothing is read for it."""
         self.window.reading = reading
-        while self.cut < count:
+        while self.waiting < count:
             length, room = self._shape()
             self._mark()
-            rows = self.dealer.cut(min(count - self.cut, room), length)
+            rows = self.dealer.cut(min(count - self.waiting, room), length)
             if not len(rows.places):
                 break
             self._cuts.append(rows)
         self.window.reading = True
-        return self.cut
+        return self.waiting
 
     def _mark(self) -> None:
         if self._marks[-1].row != self.dealer.row:
@@ -111,7 +111,7 @@ class DocumentReader:
 
     def known_rows(self, count: int) -> int:
         """How many of the next ``count`` rows are wholly known, with the tokens that follow them."""
-        there = min(count, self.cut)
+        there = min(count, self.waiting)
         if not self.look:
             return there
         return min([there, *(waiting.row - self.row for waiting in self.dealer.waiting.values())])
@@ -122,11 +122,8 @@ class DocumentReader:
         while self.look and self.known_rows(count) < count:
             last = max(w.row for w in self.dealer.waiting.values() if w.row < self.row + count)
             wanted = last + self.order.num_lanes + 1 - self.row
-            if self.order.whole:
-                there = self.dealer.follow()
-            else:
-                there = self.need(wanted) >= wanted
-            if not there and last in (w.row for w in self.dealer.waiting.values()):
+            self.dealer.look_on()
+            if self.dealer.waiting and self.need(wanted) < wanted:
                 return count if self.window.failure is None else self.known_rows(count)
         return count
 
@@ -159,8 +156,8 @@ class DocumentReader:
         return self._marks[0]
 
     def dealt(self) -> Dealt:
-        """The documents that are known. Where all of them are used up, those of the next block too, so that its pass is known."""
-        if not self.cut and self.dealer.used_up:
+        """The documents that are known. Where all are used up, those of the next block too, so that its pass is known."""
+        if not self.waiting and self.dealer.used_up:
             self.window.pull()
         return self.window.known
 
@@ -170,7 +167,7 @@ class DocumentOrder:
     """Rows of ``plan`` from the documents of ``stream``. ``epochs``: passes over it; None: as many as the plan asks for."""
 
     stream: DocumentStream
-    plan: SequenceLengthPlan
+    plan: SequenceLengthPlan | ShardPlan
     num_lanes: int = 1
     mode: str = "stream"
     preserve_eos: bool = False
@@ -208,10 +205,10 @@ class DocumentOrder:
         reading, or else one."""
         if reader.alone:
             reader.need(self._wanted(stage, batches), reading=False)
-            there = reader.known_rows(self._wanted(stage, batches))
-            batches = batches[: max(1, len(self._whole(stage, batches, there)))]
+            known = reader.known_rows(self._wanted(stage, batches))
+            batches = batches[: max(1, len(self._whole(stage, batches, known)))]
         there = self._whole(stage, batches, reader.need(self._wanted(stage, batches)))
-        each = stage.rows * self.plan.world_size
+        each: int = stage.rows * self.plan.world_size
         return there[: reader.follow(len(there) * each) // each]
 
     def _wanted(self, stage: Stage, batches: range) -> int:

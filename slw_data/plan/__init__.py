@@ -4,6 +4,7 @@
     stages             steps of one shape, each with all that came before it
     reading, layout    step functions, joined to stages
     timeline, plan     what is known of every step; made of a schedule and a batch shape
+    sharded            what a plan asks of each shard of a divided stream
     advice, report, plotting    warnings, and the stages as a table and as a picture
 
 Read :mod:`slw_data.plan.schedules` first; :mod:`slw_data.order` comes next: where a row's tokens lie.
@@ -11,6 +12,7 @@ Read :mod:`slw_data.plan.schedules` first; :mod:`slw_data.order` comes next: whe
 
 from slw_data.plan.plan import SequenceLengthPlan
 from slw_data.plan.report import Cost
+from slw_data.plan.sharded import ShardPlan
 from slw_data.plan.stages import Stage
 
-__all__ = ["Cost", "SequenceLengthPlan", "Stage"]
+__all__ = ["Cost", "SequenceLengthPlan", "ShardPlan", "Stage"]

@@ -7,6 +7,6 @@ becomes arrays), ``text``, ``marks`` (fingerprints), ``blocks`` (arrays become b
 """
 
 from slw_data.sources.streams.opening import open_stream
-from slw_data.sources.streams.protocol import Block, DocumentStream
+from slw_data.sources.streams.protocol import Block, Divisible, DocumentStream
 
-__all__ = ["Block", "DocumentStream", "open_stream"]
+__all__ = ["Block", "Divisible", "DocumentStream", "open_stream"]

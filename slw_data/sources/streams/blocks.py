@@ -17,6 +17,7 @@ from slw_data.sources.streams.documents import Arrays
 from slw_data.sources.streams.protocol import Block, Flat, Integers
 
 MAX_CONSECUTIVE_EMPTY = 1_000_000
+MOST_TIMES = 8  # as large as the first blocks of a pass are the later ones
 
 
 class Entry(NamedTuple):
@@ -37,7 +38,8 @@ class Draft(NamedTuple):
 
 
 def pack(entries: Iterable[Entry], columns: tuple[str, ...], *, items: int, tokens: int) -> Iterator[Draft]:
-    """Drafts of at most ``items`` documents, closed by the one that reaches ``tokens``.
+    """Drafts of at most ``items`` documents, closed by the one that reaches ``tokens``; further into a pass they are larger,
+    as then nobody waits for a first one.
 
     Where a draft ends depends on nothing but where it began. What was read before an error is handed out before it.
     """
@@ -47,7 +49,8 @@ def pack(entries: Iterable[Entry], columns: tuple[str, ...], *, items: int, toke
         for entry in entries:
             pending.append(entry)
             size += len(entry.arrays[0])
-            if len(pending) == items or size >= tokens:
+            larger = min(MOST_TIMES, 1 + pending[0].number // items)
+            if len(pending) == items * larger or size >= tokens * larger:
                 full, pending, size = pending, [], 0
                 yield _draft(full, columns)
     except Exception:

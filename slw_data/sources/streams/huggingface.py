@@ -8,7 +8,7 @@ resumes at another row, the checksum tells, and the rows are counted from the st
 import copy
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,6 +67,15 @@ class HuggingFaceStream:
         """(rank, world) of ``split_dataset_by_node``."""
         split = self.source._distributed
         return None if split is None else (split.rank, split.world_size)
+
+    @property
+    def shards(self) -> int:
+        """Those of the dataset: mostly its files."""
+        return int(self.source._ex_iterable.num_shards)
+
+    def shard(self, index: int, num_shards: int) -> "HuggingFaceStream":
+        """Some of the dataset's own shards."""
+        return replace(self, source=self.source.shard(num_shards=num_shards, index=index))
 
     @property
     def not_exact(self) -> str | None:

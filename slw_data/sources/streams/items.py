@@ -8,7 +8,7 @@ import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from slw_data.cached import cached
@@ -34,6 +34,7 @@ class ItemStream(ABC):
 
     passes: ClassVar[int | None] = None
     not_exact: ClassVar[str | None] = None
+    shards: ClassVar[int | None] = 1
     block_items: ClassVar[int]
     block_tokens: ClassVar[int]
 
@@ -71,6 +72,10 @@ class ItemStream(ABC):
                 "SLWLoader(..., prefetch=0), or open it where it is read, in a function that returns the iterator"
             ) from error
 
+    def shard(self, index: int, num_shards: int) -> "ItemStream":
+        """A part of the source. It has one only, unless a kind of source says otherwise."""
+        raise DataError(f"{self.name} has one part, not {num_shards}")
+
     @abstractmethod
     def _first(self, position: Any) -> int:
         """The number of the item a position stands before, or StateError."""
@@ -83,8 +88,13 @@ class ItemStream(ABC):
 class SequenceStream(ItemStream):
     """Documents by index. A position is the number of the block's first item, and what the block holds."""
 
+    shards = None
     block_items = 256
     block_tokens = 16 * 1024
+
+    def shard(self, index: int, num_shards: int) -> "SequenceStream":
+        """Items ``index``, ``index + num_shards``, ..."""
+        return replace(self, source=_EachOf(self.source, index, num_shards))
 
     def _mark(self) -> str:
         return documents_mark(self.source, self.documents, self.source.__getitem__)
@@ -102,6 +112,24 @@ class SequenceStream(ItemStream):
         for index in range(position["items"] if position else 0, len(self.source)):
             picked = self.documents.pick(self.source[index], index)
             yield Entry({"items": index}, index, self.documents.tokens(picked, index))
+
+
+@dataclass(frozen=True)
+class _EachOf:
+    """Every ``step``-th item of a source, from ``first`` on."""
+
+    source: Any
+    first: int
+    step: int
+
+    def __len__(self) -> int:
+        return len(range(self.first, len(self.source), self.step))
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source[self.first + index * self.step]
+
+    def set_epoch(self, epoch: int) -> None:
+        set_epoch(self.source, epoch)
 
 
 def set_epoch(source: Any, epoch: int) -> None:

@@ -6,9 +6,10 @@ next item. Every reader sees the whole source: the torch worker is hidden from i
 """
 
 import copy
+import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -55,6 +56,15 @@ class IterableStream(ItemStream):
     block_items: ClassVar[int] = 64
     block_tokens: ClassVar[int] = 4 * 1024
 
+    @property
+    def shards(self) -> int | None:  # type: ignore[override]
+        """Any number, of a function that takes the number of a part and how many there are."""
+        return None if takes_parts(self.source) else 1
+
+    def shard(self, index: int, num_shards: int) -> "IterableStream":
+        """What the function returns for part ``index`` of ``num_shards``."""
+        return replace(self, source=partial(self.source, index, num_shards))
+
     def _first(self, position: Any) -> int:
         items, _, block = saved_fields(position, ("items", "digest", "block"), self.name)
         check_block(block, self.name)
@@ -62,7 +72,7 @@ class IterableStream(ItemStream):
 
     def _start(self, epoch: int) -> Iterator[Any]:
         """An iterator over all items of a pass."""
-        items = self.source if isinstance(self.source, Iterable) else self.source()
+        items = self.source if isinstance(self.source, Iterable) else self.source(*self._whole)
         if not isinstance(items, Iterable):
             raise TypeError(f"{self.name} must return an iterator over documents, it returned {items!r:.200}")
         return iter(items)
@@ -98,6 +108,25 @@ class IterableStream(ItemStream):
                 f"pass {epoch} of {self.name} has no items: it is one-shot, used up by an earlier pass; "
                 "pass a callable that returns a fresh iterator each time, or a list"
             )
+
+
+    @property
+    def _whole(self) -> tuple[int, ...]:
+        """The arguments of a function that returns all documents."""
+        return () if not takes_parts(self.source) or _binds(self.source) else (0, 1)
+
+
+def takes_parts(source: Any) -> bool:
+    """Whether ``source`` is a function of two arguments, the number of a part and how many there are."""
+    return callable(source) and not isinstance(source, Iterable) and _binds(source, 0, 1)
+
+
+def _binds(function: Any, *arguments: int) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except (TypeError, ValueError):  # it takes others, or it is not written in Python
+        return False
+    return True
 
 
 @dataclass(eq=False)

@@ -87,3 +87,15 @@ class DocumentStream(Protocol):
 
     def blocks(self, epoch: int, position: Any = None) -> Iterator[Block]:
         """The blocks of pass ``epoch``, from its start or from a block's position on."""
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A stream that comes in parts."""
+
+    @property
+    def shards(self) -> int | None:
+        """How many parts there are; None: as many as are asked for."""
+
+    def shard(self, index: int, num_shards: int) -> DocumentStream:
+        """Part ``index`` of ``num_shards``, a divisor of :attr:`shards`. Together they have each document once."""
