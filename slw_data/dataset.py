@@ -61,12 +61,14 @@ class SLWDataset(IterableDataset[Batch]):
             either of the first two the source is read again as often as needed.
         shuffle: for stores: permute blocks of the store, anew in each epoch, and deal them to lanes; in modes "segment" and
             "truncate" whole documents.
-        seed: of the permutations.
+        seed: of the permutations and draws.
         num_lanes: readers that rows are dealt to, one after the other. Default: 1; with ``shuffle`` so many that batches are
             as good as random rows, which depends on the store alone (:func:`slw_data.order.lanes.open_lanes`).
         num_shards: divide a stream into so many parts, each read by one rank and, there, by one worker. Every step takes as
             many rows from each, so ``num_shards`` divides the rows of a step, and any number of ranks that divides it delivers
             the same run. Needs total_steps or total_tokens: a part that ends begins its next pass by itself.
+        shuffle_buffer: for streams: so many documents wait, and a random one of them is next. Each shard has a buffer of its
+            own. A state keeps the numbers of those that wait, so resuming is exact, and reads again from the oldest of them.
         mode: "stream": documents are joined and cut every ``length`` tokens. "segment": a row never holds two documents;
             the rest of the row is padded. "truncate": one row for each document, the rest of it is discarded. "buckets": a
             store's documents are cut into pieces of the run's lengths, the longest first, and a step takes its rows from the
@@ -108,6 +110,7 @@ class SLWDataset(IterableDataset[Batch]):
         seed: int = 0,
         num_lanes: int | None = None,
         num_shards: int = 1,
+        shuffle_buffer: int | None = None,
         mode: str = "stream",
         labels: str = "unshifted",
         columns: Sequence[str] = ("input_ids",),
@@ -123,9 +126,10 @@ class SLWDataset(IterableDataset[Batch]):
     ) -> None:
         super().__init__()
         form = Form(mode, labels, columns, extras, vocab_size, eos_id, pad_id, preserve_eos)
-        order = Shuffle(shuffle, seed, num_lanes, num_shards)
+        order = Shuffle(shuffle, seed, num_lanes, num_shards, shuffle_buffer)
         ranks = Ranks.of(dp_rank, dp_world_size, mesh, sharded)
         opened = open_source(source, form.columns, mode=form.mode, vocab_size=form.vocab_size, eos_id=form.eos_id)
+        opened = order.over(opened)
         shape = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "grad_accum_steps": grad_accum_steps}
         ends = {"total_steps": total_steps, "total_tokens": total_tokens, "epochs": epochs}
         wanted, ends = drawn(schedule_or_plan, shape, ends, opened, ranks, form.mode)

@@ -39,7 +39,7 @@ from slw_data.plan.schedules import ConstantSchedule
 from slw_data.plan.sharded import ShardPlan, nearest_divisor
 from slw_data.ranks import Ranks
 from slw_data.sources import Stores
-from slw_data.sources.streams import Divisible, DocumentStream
+from slw_data.sources.streams import Divisible, DocumentStream, ShuffledStream
 from slw_data.state import Identity, dump_state, parse_state
 
 __all__ = ["Run", "Shuffle", "drawn", "finished", "open_run", "plan_of"]
@@ -55,6 +55,7 @@ class Shuffle:
     seed: int = 0
     num_lanes: int | None = None
     num_shards: int = 1
+    buffer: int | None = None
 
     def __post_init__(self) -> None:
         checked = {
@@ -62,9 +63,19 @@ class Shuffle:
             "seed": integer("seed", self.seed, at_least=0),
             "num_lanes": None if self.num_lanes is None else integer("num_lanes", self.num_lanes, at_least=1),
             "num_shards": integer("num_shards", self.num_shards, at_least=1),
+            "buffer": None if self.buffer is None else integer("shuffle_buffer", self.buffer, at_least=1),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+
+    def over(self, source: Stores | DocumentStream) -> Stores | DocumentStream:
+        """``source`` behind the buffer, if one is asked for. ValueError for a store."""
+        if self.buffer is None:
+            return source
+        if isinstance(source, Stores):
+            raise ValueError(f"shuffle_buffer={self.buffer} shuffles a stream, {source.name} is a store: write shuffle=True")
+        return ShuffledStream(source, self.buffer, self.seed)
 
 
 @dataclass(frozen=True)
@@ -391,7 +402,7 @@ def _check_stream(source: DocumentStream, mode: str, shuffle: Shuffle, ranks: Ra
     if mode == "buckets":
         raise ValueError(f"mode='buckets' chooses among all documents, and {source.name} is a stream: save it as a store first")
     if shuffle.shuffle:
-        raise ValueError("shuffle=True permutes a store; shuffle a stream at its source, or save it as a store first")
+        raise ValueError("shuffle=True permutes a store: write shuffle_buffer=n for a stream, or save it as a store first")
     if source.sharded is not None and not ranks.sharded:
         raise ValueError(
             f"{source.name} is already split (rank {source.sharded[0]} of {source.sharded[1]}), and ranks"

@@ -32,7 +32,7 @@ class Counted:
 
 
 def naive_divided(docs, shapes, num_shards, *, accumulation, world, **dealt):
-    """``[step][micro-batch][rank][row]``: each shard is dealt by itself, and a step has the rows of shard 0, then of shard 1 ..."""
+    """``[step][micro-batch][rank][row]``: each shard is dealt alone, and a step has the rows of shard 0, then shard 1 ..."""
     alone = [(length, rows * accumulation * world // num_shards) for length, rows, *_ in shapes]
     needed = sum(length * rows for length, rows in alone) + 100
     steps = [[] for _ in shapes]
