@@ -25,6 +25,7 @@ from slw_data.errors import StateError, warn
 from slw_data.order.position import Position
 from slw_data.plan import SequenceLengthPlan
 from slw_data.plan.schedules import Schedule
+from slw_data.plan.windows import Windows, rows_of
 from slw_data.ranks import Ranks
 from slw_data.run import Shuffle, drawn, finished, open_run, plan_of
 from slw_data.sources import open_source
@@ -112,22 +113,28 @@ class SLWDataset(IterableDataset[Batch]):
         eos_id: int | None = None,
         pad_id: int | None = None,
         preserve_eos: bool = False,
+        max_documents: int | str | None = None,
+        flat_multiple_of: int = 1,
         sharded: bool = False,
         dp_rank: int | None = None,
         dp_world_size: int | None = None,
         mesh: Any = None,
     ) -> None:
         super().__init__()
-        form = Form(mode, labels, columns, extras, vocab_size, eos_id, pad_id, preserve_eos)
+        form = Form(
+            mode, labels, columns, extras, vocab_size, eos_id, pad_id, preserve_eos, max_documents, flat_multiple_of
+        )
         order = Shuffle(shuffle, seed, num_lanes)
         ranks = Ranks.of(dp_rank, dp_world_size, mesh, sharded)
-        opened = open_source(source, form.columns, mode=form.mode, vocab_size=form.vocab_size, eos_id=form.eos_id)
+        opened = open_source(source, form.columns, mode=form.order, vocab_size=form.vocab_size, eos_id=form.eos_id)
         shape = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "grad_accum_steps": grad_accum_steps}
         ends = {"total_steps": total_steps, "total_tokens": total_tokens, "epochs": epochs}
         wanted, ends = drawn(schedule_or_plan, shape, ends, opened, ranks, form.mode)
-        plan, passes = plan_of(wanted, shape, ends, opened, ranks, form.mode == "stream")
+        rows = rows_of(wanted) if form.mode == "window" else wanted
+        plan, passes = plan_of(rows, shape, ends, opened, ranks, form.order == "stream")
+        windows = Windows.of(wanted, plan) if form.mode == "window" else None
         self.mode, self.labels, self.columns, self.extras = form.mode, form.labels, form.columns, form.extras
-        self.run = open_run(opened, plan, passes, form, order, ranks)
+        self.run = open_run(opened, plan, passes, form, order, ranks, windows)
         self._at, self._ended = self.run.batches.order.begin, False
         self._left: int | None = None
         self._phase: int | None = None
@@ -181,11 +188,13 @@ class SLWDataset(IterableDataset[Batch]):
         return self._at.cursor.discarded if self._at.cursor is not None else 0
 
     def describe(self) -> str:
-        """The stages as a table, and below it the order: how many documents a step and 100 steps hold, and what is left over
-        at the end. Nothing is read for it. Of a store without an index of documents, places are counted instead."""
+        """The stages as a table, in mode "window" the windows as another, and below them the order: how many documents a step
+        and 100 steps hold, and what is left over at the end. Nothing is read for it. Of a store without an index of documents,
+        places are counted instead."""
         left = self.run.leftover(self._at) if self._at.cursor is None else None
         end = "" if left is None else f"; {left:,} tokens are left over at the end"
-        return f"{self.plan.describe()}\n{self.run.batches.describe()}{end}"
+        windows = "" if self.run.windows is None else f"{self.run.windows.describe()}\n"
+        return f"{self.plan.describe()}\n{windows}{self.run.batches.describe()}{end}"
 
     # -- iteration ----------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from slw_data.plan import Stage
 from slw_data.sources.ids import bad_id, check_ids
 from slw_data.sources.stores import TokenStore
 
-__all__ = ["BlockTokens", "Reading", "StoreTokens", "Tokens"]
+__all__ = ["BlockTokens", "Reading", "StoreTokens", "Tokens", "begins_in"]
 
 Marks = npt.NDArray[np.bool_]
 
@@ -162,18 +162,9 @@ class StoreTokens:
         out[np.repeat(run, sizes), np.repeat(within, sizes) + offsets] = tokens[:, 0]
 
     def mark(self, spans: Spans, ids: Array, starts: Marks) -> None:
-        run = np.arange(spans.runs) if spans.run is None else spans.run
-        jumps = np.flatnonzero(spans.within)
-        _set(starts, run[jumps], spans.within[jumps])
         documents = self.stores["input_ids"].documents
-        if documents is not None:
-            sizes = np.full(spans.runs, spans.width) if spans.sizes is None else spans.sizes
-            low, high = np.searchsorted(documents, spans.starts), np.searchsorted(documents, spans.starts + sizes)
-            count = high - low
-            span = np.repeat(np.arange(len(count)), count)  # of each document that begins within a span
-            number = low[span] + np.arange(len(span)) - (np.cumsum(count) - count)[span]
-            _set(starts, run[span], spans.within[span] + documents[number] - spans.starts[span])
-        elif self.eos_id is not None:
+        _set(starts, *begins_in(spans, documents))
+        if documents is None and self.eos_id is not None:
             starts[:, 1:] |= ids[:, : starts.shape[1] - 1] == self.eos_id
 
     def where(self, spans: Spans, run: int, at: int) -> str:
@@ -207,6 +198,22 @@ class BlockTokens:
         document = int(np.searchsorted(read.block.offsets, position, side="right")) - 1
         token = position - int(read.block.offsets[document])
         return f"token {token} of document {read.first + document} of {self.name}"
+
+
+def begins_in(spans: Spans, documents: Ints | None) -> tuple[Ints, Ints]:
+    """``(run, at)``: where in runs a document of a store begins, or a lane has jumped; a place may come twice. ``documents``:
+    where they begin in the store, ascending, and its end."""
+    run = np.arange(spans.runs) if spans.run is None else spans.run
+    jumps = np.flatnonzero(spans.within)
+    if documents is None:
+        return run[jumps], spans.within[jumps]
+    sizes = np.full(spans.runs, spans.width) if spans.sizes is None else spans.sizes
+    low, high = np.searchsorted(documents, spans.starts), np.searchsorted(documents, spans.starts + sizes)
+    count = high - low
+    span = np.repeat(np.arange(len(count)), count)  # of each document that begins within a span
+    number = low[span] + np.arange(len(span)) - (np.cumsum(count) - count)[span]
+    at = spans.within[span] + documents[number] - spans.starts[span]
+    return np.concatenate([run[jumps], run[span]]), np.concatenate([spans.within[jumps], at])
 
 
 def _each(spans: Spans) -> Any:

@@ -5,6 +5,7 @@
     reading, layout    step functions, joined to stages
     timeline, plan     what is known of every step; made of a schedule and a batch shape
     advice, report, plotting    warnings, and the stages as a table and as a picture
+    windows            rows of one length, cut into windows of the scheduled one
 
 Read :mod:`slw_data.plan.schedules` first; :mod:`slw_data.order` comes next: where a row's tokens lie.
 """
