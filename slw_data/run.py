@@ -358,8 +358,6 @@ def _flat(
             raise _uncounted(f"{source.name} is a stream")
         if ranks.sharded:
             raise _uncounted("with sharded=True no rank has the documents of the others")
-        if plan.total_steps is None:
-            raise _uncounted("this run has no end")
         return most_sequences(order, source.bounds if known else None, windows, rest)
 
     return flat_row(form, plan, windows, jumps or (known and form.mode != "buckets"), count)

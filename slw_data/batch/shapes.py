@@ -7,7 +7,7 @@ Read next: :mod:`slw_data.run`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -43,10 +43,10 @@ def flat_row(
     ValueError where no size is constant, and for fewer ``max_documents`` than any batch has.
     """
     budget, multiple, most = _budget(plan, windows), form.flat_multiple_of, form.max_documents
-    uneven = () if multiple == 1 else _uneven(plan, windows, budget, multiple)
-    padded = multiple > 1 and (documents or uneven != ())
+    uneven = _uneven(plan, windows, budget, multiple)
+    padded = multiple > 1 and (documents or bool(uneven))
     if padded and most is None:
-        raise _unbounded(budget, multiple, uneven)
+        raise _unbounded(budget, multiple, uneven or ["documents of any length"])
 
     def rest(stage: Stage) -> bool:
         return padded or stage.rows * stage.length < budget
@@ -67,7 +67,7 @@ def most_sequences(order: StoreOrder, documents: Ints | None, windows: Windows |
     No token is read: the spans of all batches are looked up, some at a time, and the documents in them.
     """
     most, total = 0, order.plan.total_steps
-    assert total is not None  # who asks has checked it
+    assert total is not None  # of a store the data ends the run, if nothing else does
     for rank in range(order.plan.world_size):
         reader, now = order.reader(), (0, 0)
         while now[0] < total:
@@ -124,19 +124,18 @@ def _budget(plan: SequenceLengthPlan, windows: Windows | None) -> int:
     )
 
 
-def _uneven(plan: SequenceLengthPlan, windows: Windows | None, budget: int, multiple: int) -> Sequence[str]:
+def _uneven(plan: SequenceLengthPlan, windows: Windows | None, budget: int, multiple: int) -> list[str]:
     """What is no multiple of ``multiple``, in words."""
-    lengths: Sequence[int] = ()
     try:
         lengths = plan.lengths if windows is None else (windows.length, *windows.timeline.lengths)
     except ScheduleError:
-        return ("lengths that nobody can know beforehand",)
+        return ["lengths that nobody can know beforehand"]
     uneven = [f"rows or windows of {length} tokens" for length in lengths if length % multiple]
     return uneven + ([f"tokens_per_batch={budget}"] if budget % multiple else [])
 
 
-def _unbounded(budget: int, multiple: int, uneven: Sequence[str]) -> ValueError:
-    what = ", ".join([*uneven[:3], *(["..."] if len(uneven) > 3 else [])]) or "documents of any length"
+def _unbounded(budget: int, multiple: int, uneven: list[str]) -> ValueError:
+    what = ", ".join(uneven[:3]) + (", ..." if len(uneven) > 3 else "")
     return ValueError(
         f"flat_multiple_of={multiple} pads sequences, and with {what} a flat row of constant size needs a bound on their"
         f" number: write max_documents=K, and rows have {budget} + K * {multiple - 1} tokens; or, without documents,"
