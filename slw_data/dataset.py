@@ -68,18 +68,31 @@ class SLWDataset(IterableDataset[Batch]):
         mode: "stream": documents are joined and cut every ``length`` tokens. "segment": a row never holds two documents;
             the rest of the row is padded. "truncate": one row for each document, the rest of it is discarded. "buckets": a
             store's documents are cut into pieces of the run's lengths, the longest first, and a step takes its rows from the
-            pieces of its length, without padding (:class:`slw_data.BucketSchedule`).
+            pieces of its length, without padding (:class:`slw_data.BucketSchedule`). "window": rows are those of mode "stream"
+            at the schedule's largest length, at every step, and the scheduled length is a window that extras cut them into, for
+            masks (SkyLadder, arXiv 2503.15450). ``plan`` and all counts are of the rows; labels are those of mode "stream". A
+            schedule that is only a callable needs an attribute ``max_length``.
         labels: "unshifted": a copy of input_ids, for models that shift inside (Hugging Face). "shifted": the token after
             each, also across the cut. "both": ``labels`` and ``shift_labels``. "none". If "labels" is one of the columns,
             they are made from it.
         columns: parallel per-token columns to deliver, input_ids among them.
         extras: any of "position_ids" (from 0 in each row and in each document of it), "document_ids" (0, 1, ... in each
-            row), "step" (the optimizer step, one for each row), "cu_seq_lens" (the batch as one row of tokens_per_batch
+            row), "step" (the optimizer step, one for each row), "window_ids" (in mode "window": 0, 1, ... in each row;
+            position_ids begin anew in each window too), "cu_seq_lens" (the batch as one row of tokens_per_batch
             tokens for variable-length attention; see :mod:`slw_data.batch.flat`).
         vocab_size: check that all token ids are below it.
         eos_id: the token that ends a document, where the source does not know its documents.
-        pad_id: fills rows in modes "segment" and "truncate" (attention_mask 0, label -100).
+        pad_id: fills rows in modes "segment" and "truncate" (attention_mask 0, label -100), and flat rows (there 0 without it).
         preserve_eos: in mode "truncate", keep the document's last token as the row's last.
+        max_documents: with "cu_seq_lens", bounds for so many sequences in every batch: rows, windows and documents in them, and
+            what is left over of the flat row. Those that a batch has not are empty, and max_length is one number for each
+            stage. A batch with more is a DataError. "plan": the most that a batch of the run has on any rank, with padding one
+            more. Of a store they are counted before anything is read, in about 2 s for each million rows and documents; with
+            ``eos_id`` all tokens are read once. Of a stream nobody knows them: write a number.
+        flat_multiple_of: with "cu_seq_lens", pad each sequence to a multiple of so many tokens, such as ``2 * cp_size`` for
+            context parallelism. Where all are multiples already (lengths and tokens_per_batch are, and no document begins
+            within a row), nothing is padded. Else give max_documents: a flat row has tokens_per_batch + max_documents *
+            (flat_multiple_of - 1) tokens, rounded up to a multiple.
         sharded: each rank's source is its own part of the data. Needs total_steps.
         dp_rank, dp_world_size: data-parallel coordinates; tensor-, pipeline- and context-parallel peers share them.
             Default: those of ``torch.distributed`` if it is initialised, else 0 of 1.

@@ -208,12 +208,20 @@ def begins_in(spans: Spans, documents: Ints | None) -> tuple[Ints, Ints]:
     if documents is None:
         return run[jumps], spans.within[jumps]
     sizes = np.full(spans.runs, spans.width) if spans.sizes is None else spans.sizes
-    low, high = np.searchsorted(documents, spans.starts), np.searchsorted(documents, spans.starts + sizes)
+    low, high = _number(documents, spans.starts), _number(documents, spans.starts + sizes)
     count = high - low
     span = np.repeat(np.arange(len(count)), count)  # of each document that begins within a span
     number = low[span] + np.arange(len(span)) - (np.cumsum(count) - count)[span]
     at = spans.within[span] + documents[number] - spans.starts[span]
     return np.concatenate([run[jumps], run[span]]), np.concatenate([spans.within[jumps], at])
+
+
+def _number(documents: Ints, places: Ints) -> Ints:
+    """The first document that begins at or after each place. In ascending order what is looked up next is in the cache."""
+    ascending = np.argsort(places)
+    found = np.empty(len(places), np.int64)
+    found[ascending] = np.searchsorted(documents, places[ascending])
+    return found
 
 
 def _each(spans: Spans) -> Any:
