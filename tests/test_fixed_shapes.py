@@ -136,6 +136,38 @@ def test_bounds_repeat_the_total_up_to_max_documents(run, labels, spare):
         assert "mode" in options or longest == scheduled  # the rest is shorter than a row
 
 
+@given(flat_runs())
+def test_one_sequence_more_than_max_documents_is_refused_where_it_comes(run):
+    source, schedule, options = run
+    rectangle = rectangles(source, schedule, options)
+    budget = options["tokens_per_batch"]
+    counts = [int((batch["position_ids"] == 0).sum()) + (budget > batch["input_ids"].numel()) for batch in rectangle]
+    if max(counts, default=0) <= most_rows(schedule, options):  # of fewer the plan says so already
+        return
+    dataset = SLWDataset(source, schedule, max_documents=max(counts) - 1, **FLAT, **options)
+    step, batch = divmod(counts.index(max(counts)), options["grad_accum_steps"])
+    facts = (f"max_documents={max(counts) - 1} ", f"batch {batch} of step {step} has {max(counts)}")
+    refused(lambda: list(dataset), *facts, error=DataError)
+    assert dataset.position[:2] == (step, batch)
+
+
+@pytest.mark.parametrize(
+    ("num_lanes", "rows", "world"),  # runs of the spans: one for each lane, for each row, for each batch
+    [(3, 6, 1), (6, 3, 2), (64, 6, 1), (64, 3, 2), (1, 6, 1), (1, 3, 2)],
+)
+def test_the_planned_bound_of_many_batches(num_lanes, rows, world):
+    rng = np.random.default_rng(num_lanes)
+    source = Documented(np.arange(9000), np.unique([0, *rng.integers(0, 9000, 300), *range(5000, 5020)]))
+    options = {"tokens_per_batch": 8 * rows, "shuffle": True, "num_lanes": num_lanes, "dp_world_size": world}
+    counts = []
+    for rank in range(world):
+        for batch in SLWDataset(source, ConstantSchedule(8), extras=("position_ids",), dp_rank=rank, **options):
+            counts.append(int((batch["position_ids"] == 0).sum()))
+    planned = SLWDataset(source, ConstantSchedule(8), max_documents="plan", dp_rank=0, **FLAT, **options)
+    assert next(iter(planned))["cu_seq_lens_q"].numel() == max(counts) + 1
+    assert len(set(counts)) > 3
+
+
 @given(flat_runs(), st.integers(1, 3))
 def test_the_planned_bound_is_the_least_that_suffices_on_all_ranks(run, world):
     source, schedule, options = run
