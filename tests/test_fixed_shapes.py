@@ -341,3 +341,11 @@ def test_one_graph_for_all_of_what_is_of_one_shape_and_one_for_each_longest_sequ
     with torch._dynamo.config.patch(recompile_limit=64):
         assert compiled() > 3, "batches differ in their number of documents"
     torch._dynamo.reset()
+
+
+def test_a_lane_that_jumps_within_a_row_begins_a_sequence_that_is_counted():
+    options = {"tokens_per_batch": 10, "shuffle": True, "num_lanes": 3}
+    rectangle = SLWDataset(np.arange(120), ConstantSchedule(9), extras=("position_ids",), **options)
+    most = max(int((batch["position_ids"] == 0).sum()) for batch in rectangle)
+    planned = SLWDataset(np.arange(120), ConstantSchedule(9), max_documents="plan", **FLAT, **options)
+    assert {batch["cu_seq_lens_q"].numel() for batch in planned} == {most + 2} and most > 1  # and the rest
