@@ -12,7 +12,7 @@
 Read next: :mod:`slw_data.plan.schedules`.
 """
 
-from slw_data.compat import from_composer, from_deepspeed, from_megatron, from_olmo_core
+from slw_data.compat import from_composer, from_deepspeed, from_megatron, from_olmo_core, from_skyladder
 from slw_data.dataset import SLWDataset
 from slw_data.delivery.agreement import check_ranks_agree
 from slw_data.delivery.checkpoint import load_state, save_state
@@ -63,6 +63,7 @@ __all__ = [
     "from_deepspeed",
     "from_megatron",
     "from_olmo_core",
+    "from_skyladder",
     "load_state",
     "open_stream",
     "open_tokens",

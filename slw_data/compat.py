@@ -20,7 +20,7 @@ from slw_data.arguments import integer
 from slw_data.errors import ScheduleError
 from slw_data.plan.schedules import LONGEST, StagedSchedule, check_ladder
 
-__all__ = ["from_composer", "from_deepspeed", "from_megatron", "from_olmo_core"]
+__all__ = ["from_composer", "from_deepspeed", "from_megatron", "from_olmo_core", "from_skyladder"]
 
 _SUFFIXES = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -223,6 +223,39 @@ def from_olmo_core(
             f" two, got {high}; write truncate=True, or {_linear(low, high, warmup)}"
         )
     return _stages(length, high, warmup)
+
+
+def from_skyladder(
+    *, max_length: int = 8192, initial_length: int = 32, steps_per_increase: int = 8, round_to: int | None = None
+) -> StagedSchedule:
+    """SkyLadder's linear schedule (Zhu et al., arXiv 2503.15450), for ``mode="window"``: ``min(max_length, initial_length +
+    step // steps_per_increase)``, the size of its windows in rows of ``max_length`` tokens.
+
+    In its configurations ``dm8`` is ``steps_per_increase=8`` (the paper's alpha = 1/8), ``st64`` is ``initial_length=64`` (32
+    without it), and ``inc1024`` is ``round_to=1024``: windows are rounded down to a multiple, and where that is 0 they have
+    ``initial_length`` (``lit_gpt/packed_dataset.py`` of sail-sg/SkyLadder; the maximum there is a token more than a row has,
+    which changes no window). ``intradm8`` is the same with windows cut at documents too, as "position_ids" and "cu_seq_lens"
+    are where documents are known.
+
+    Raises ScheduleError for arguments out of range.
+
+    >>> schedule = from_skyladder()
+    >>> [schedule(step) for step in (0, 7, 8, 16, 65_279, 65_280)]
+    [32, 32, 33, 34, 8191, 8192]
+    """
+    high = integer("max_length", max_length, at_least=1)
+    low = integer("initial_length", initial_length, at_least=1)
+    every = integer("steps_per_increase", steps_per_increase, at_least=1)
+    multiple = 1 if round_to is None else integer("round_to", round_to, at_least=1)
+    if low > high:
+        raise ScheduleError(f"initial_length must not exceed max_length={high}, got {low}")
+    check_ladder(low, high, multiple, "give a larger round_to")
+
+    def window(step: int) -> int:
+        value = low + step // every
+        return min(value - value % multiple or low, high)
+
+    return _stages(window, high, (high - low) * every)
 
 
 def from_megatron(

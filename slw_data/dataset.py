@@ -25,6 +25,7 @@ from slw_data.errors import StateError, warn
 from slw_data.order.position import Position
 from slw_data.plan import SequenceLengthPlan
 from slw_data.plan.schedules import Schedule
+from slw_data.plan.windows import Windows, rows_of
 from slw_data.ranks import Ranks
 from slw_data.run import Shuffle, drawn, finished, open_run, plan_of
 from slw_data.sources import open_source
@@ -72,18 +73,31 @@ class SLWDataset(IterableDataset[Batch]):
         mode: "stream": documents are joined and cut every ``length`` tokens. "segment": a row never holds two documents;
             the rest of the row is padded. "truncate": one row for each document, the rest of it is discarded. "buckets": a
             store's documents are cut into pieces of the run's lengths, the longest first, and a step takes its rows from the
-            pieces of its length, without padding (:class:`slw_data.BucketSchedule`).
+            pieces of its length, without padding (:class:`slw_data.BucketSchedule`). "window": rows are those of mode "stream"
+            at the schedule's largest length, at every step, and the scheduled length is a window that extras cut them into, for
+            masks (SkyLadder, arXiv 2503.15450). ``plan`` and all counts are of the rows; labels are those of mode "stream". A
+            schedule that is only a callable needs an attribute ``max_length``.
         labels: "unshifted": a copy of input_ids, for models that shift inside (Hugging Face). "shifted": the token after
             each, also across the cut. "both": ``labels`` and ``shift_labels``. "none". If "labels" is one of the columns,
             they are made from it.
         columns: parallel per-token columns to deliver, input_ids among them.
         extras: any of "position_ids" (from 0 in each row and in each document of it), "document_ids" (0, 1, ... in each
-            row), "step" (the optimizer step, one for each row), "cu_seq_lens" (the batch as one row of tokens_per_batch
+            row), "step" (the optimizer step, one for each row), "window_ids" (in mode "window": 0, 1, ... in each row;
+            position_ids begin anew in each window too), "cu_seq_lens" (the batch as one row of tokens_per_batch
             tokens for variable-length attention; see :mod:`slw_data.batch.flat`).
         vocab_size: check that all token ids are below it.
         eos_id: the token that ends a document, where the source does not know its documents.
-        pad_id: fills rows in modes "segment" and "truncate" (attention_mask 0, label -100).
+        pad_id: fills rows in modes "segment" and "truncate" (attention_mask 0, label -100), and flat rows (there 0 without it).
         preserve_eos: in mode "truncate", keep the document's last token as the row's last.
+        max_documents: with "cu_seq_lens", bounds for so many sequences in every batch: rows, windows and documents in them, and
+            what is left over of the flat row. Those that a batch has not are empty, and max_length is one number for each
+            stage. A batch with more is a DataError. "plan": the most that a batch of the run has on any rank, with padding one
+            more. Of a store they are counted before anything is read, in about 2 s for each million rows and documents; with
+            ``eos_id`` all tokens are read once. Of a stream nobody knows them: write a number.
+        flat_multiple_of: with "cu_seq_lens", pad each sequence to a multiple of so many tokens, such as ``2 * cp_size`` for
+            context parallelism. Where all are multiples already (lengths and tokens_per_batch are, and no document begins
+            within a row), nothing is padded. Else give max_documents: a flat row has tokens_per_batch + max_documents *
+            (flat_multiple_of - 1) tokens, rounded up to a multiple.
         sharded: each rank's source is its own part of the data. Needs total_steps.
         dp_rank, dp_world_size: data-parallel coordinates; tensor-, pipeline- and context-parallel peers share them.
             Default: those of ``torch.distributed`` if it is initialised, else 0 of 1.
@@ -119,23 +133,29 @@ class SLWDataset(IterableDataset[Batch]):
         eos_id: int | None = None,
         pad_id: int | None = None,
         preserve_eos: bool = False,
+        max_documents: int | str | None = None,
+        flat_multiple_of: int = 1,
         sharded: bool = False,
         dp_rank: int | None = None,
         dp_world_size: int | None = None,
         mesh: Any = None,
     ) -> None:
         super().__init__()
-        form = Form(mode, labels, columns, extras, vocab_size, eos_id, pad_id, preserve_eos)
+        form = Form(
+            mode, labels, columns, extras, vocab_size, eos_id, pad_id, preserve_eos, max_documents, flat_multiple_of
+        )
         order = Shuffle(shuffle, seed, num_lanes, num_shards, shuffle_buffer)
         ranks = Ranks.of(dp_rank, dp_world_size, mesh, sharded)
-        opened = open_source(source, form.columns, mode=form.mode, vocab_size=form.vocab_size, eos_id=form.eos_id)
+        opened = open_source(source, form.columns, mode=form.order, vocab_size=form.vocab_size, eos_id=form.eos_id)
         opened = order.over(opened)
         shape = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "grad_accum_steps": grad_accum_steps}
         ends = {"total_steps": total_steps, "total_tokens": total_tokens, "epochs": epochs}
         wanted, ends = drawn(schedule_or_plan, shape, ends, opened, ranks, form.mode)
-        plan, passes = plan_of(wanted, shape, ends, opened, ranks, form.mode == "stream")
+        rows = rows_of(wanted) if form.mode == "window" else wanted
+        plan, passes = plan_of(rows, shape, ends, opened, ranks, form.order == "stream")
+        windows = Windows.of(wanted, plan) if form.mode == "window" else None
         self.mode, self.labels, self.columns, self.extras = form.mode, form.labels, form.columns, form.extras
-        self.run = open_run(opened, plan, passes, form, order, ranks)
+        self.run = open_run(opened, plan, passes, form, order, ranks, windows)
         self._at, self._ended = self.run.batches.order.begin, False
         self._left: int | None = None
         self._phase: int | None = None
@@ -189,11 +209,13 @@ class SLWDataset(IterableDataset[Batch]):
         return self._at.cursor.discarded if self._at.cursor is not None else 0
 
     def describe(self) -> str:
-        """The stages as a table, and below it the order: how many documents a step and 100 steps hold, and what is left over
-        at the end. Nothing is read for it. Of a store without an index of documents, places are counted instead."""
+        """The stages as a table, in mode "window" the windows as another, and below them the order: how many documents a step
+        and 100 steps hold, and what is left over at the end. Nothing is read for it. Of a store without an index of documents,
+        places are counted instead."""
         left = self.run.leftover(self._at) if self._at.cursor is None else None
         end = "" if left is None else f"; {left:,} tokens are left over at the end"
-        return f"{self.plan.describe()}\n{self.run.batches.describe()}{end}"
+        windows = "" if self.run.windows is None else f"{self.run.windows.describe()}\n"
+        return f"{self.plan.describe()}\n{windows}{self.run.batches.describe()}{end}"
 
     # -- iteration ----------------------------------------------------------------------------------------------------
 

@@ -244,8 +244,9 @@ class SLWLoader:
 
     @property
     def sequence_length(self) -> int:
-        """Tokens in a row of the last delivered batch (before the first: of the first)."""
-        return self.dataset.plan.length(self._last_step)
+        """What the schedule wants of the last delivered batch (before the first: of the first): tokens in a row, and in mode
+        "window" in a window; rows are longer there."""
+        return self.dataset.run.sequence_length(self._last_step)
 
     @property
     def tokens_seen(self) -> int:

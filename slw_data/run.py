@@ -19,8 +19,10 @@ from slw_data.arguments import flag, given, integer
 from slw_data.batch.building import Batch, BatchBuilder
 from slw_data.batch.chunk import Batches, Chunk
 from slw_data.batch.divided import DividedBatches
+from slw_data.batch.flat import FlatRow
 from slw_data.batch.form import Form
 from slw_data.batch.reading import Reading, StoreTokens, Tokens, WindowTokens
+from slw_data.batch.shapes import Rest, flat_row, most_sequences
 from slw_data.batch.stored import StoreBatches
 from slw_data.batch.streamed import StreamBatches
 from slw_data.cached import cached
@@ -31,12 +33,13 @@ from slw_data.order.diversity import describe_buckets, describe_documents, descr
 from slw_data.order.divided import DividedOrder
 from slw_data.order.documents import DocumentOrder
 from slw_data.order.lanes import open_lanes
-from slw_data.order.position import Position
+from slw_data.order.position import Order, Position
 from slw_data.order.store import StoreOrder
 from slw_data.plan import SequenceLengthPlan
 from slw_data.plan.drawn import BucketSchedule
 from slw_data.plan.schedules import ConstantSchedule
 from slw_data.plan.sharded import ShardPlan, nearest_divisor
+from slw_data.plan.windows import Windows
 from slw_data.ranks import Ranks
 from slw_data.sources import Stores
 from slw_data.sources.streams import Divisible, DocumentStream, ShuffledStream
@@ -80,7 +83,8 @@ class Shuffle:
 
 @dataclass(frozen=True)
 class Run:
-    """``epochs``: passes over the source after which its end ends the run; None: the plan does."""
+    """``epochs``: passes over the source after which its end ends the run; None: the plan does. ``windows``: what rows are cut
+    into for masks, in mode "window"."""
 
     plan: SequenceLengthPlan
     source: Stores | DocumentStream
@@ -89,6 +93,11 @@ class Run:
     batches: Batches
     builder: BatchBuilder
     identity: Identity
+    windows: Windows | None = None
+
+    def sequence_length(self, step: int) -> int:
+        """What the schedule wants at ``step``: tokens in a row, or in a window of it."""
+        return self.plan.length(step) if self.windows is None else self.windows.at(step)
 
     @cached
     def num_batches(self) -> int | None:
@@ -274,11 +283,11 @@ def open_run(
     form: Form,
     shuffle: Shuffle,
     ranks: Ranks,
+    windows: Windows | None = None,
 ) -> Run:
     """Join them: rows by arithmetic from a store, or cut from the documents of a stream."""
     if ranks.sharded and epochs is not None:
         raise ValueError("sharded=True needs total_steps: no rank can know where the others' data ends")
-    builder = BatchBuilder(form.labels, tuple(form.columns), tuple(form.extras), form.padded, _flat_tokens(form, plan))
     local, rank = (plan.of_one_rank(), 0) if ranks.sharded else (plan, ranks.rank)
     batches: Batches
     divided = shuffle.num_shards > 1
@@ -288,19 +297,21 @@ def open_run(
                 f"num_shards={shuffle.num_shards} divides a stream, and {source.name} is a store, of which each rank reads its"
                 " own rows alone: leave it out"
             )
-        batches = _store_batches(source, local, epochs, form, shuffle, rank, builder)
+        batches = _store_batches(source, local, epochs, form, shuffle, rank)
     else:
         _check_stream(source, form.mode, shuffle, ranks)
-        reading = _reading(WindowTokens(), form, builder, form.documents and not form.padded)
+        reading = _reading(WindowTokens(), form, form.documents and not form.padded)
         if divided:
             batches = _divided(source, plan, epochs, form, shuffle, ranks, reading)
         else:
-            cuts = DocumentOrder(source, local, shuffle.num_lanes or 1, form.mode, form.preserve_eos, epochs)
+            cuts = DocumentOrder(source, local, shuffle.num_lanes or 1, form.order, form.preserve_eos, epochs)
             batches = StreamBatches(cuts, reading, rank, cuts.describe)
+    flat = _flat(form, plan, windows, source, batches.order, ranks) if form.flat else None
+    builder = BatchBuilder(form.labels, tuple(form.columns), tuple(form.extras), form.padded, flat, windows)
     vocabulary = "" if form.vocab_size is None else f", vocabulary of {form.vocab_size}"
     shard = (ranks.rank, ranks.world) if ranks.sharded else None
     identity = Identity(plan, batches.order, source.fingerprint + vocabulary, shard, form.padded and not divided)
-    return Run(plan, source, ranks, epochs, batches, builder, identity)
+    return Run(plan, source, ranks, epochs, batches, builder, identity, windows)
 
 
 def _divided(
@@ -329,7 +340,7 @@ def _divided(
     parts = _divisible(source, count)
     mine = range(ranks.rank * count // ranks.world, (ranks.rank + 1) * count // ranks.world)
     orders = {
-        number: DocumentOrder(parts.shard(number, count), of_each, shuffle.num_lanes or 1, form.mode, form.preserve_eos)
+        number: DocumentOrder(parts.shard(number, count), of_each, shuffle.num_lanes or 1, form.order, form.preserve_eos)
         for number in mine
     }
     shards = {number: StreamBatches(order, reading, 0, order.describe) for number, order in orders.items()}
@@ -351,8 +362,8 @@ def _divisible(source: DocumentStream, count: int) -> Divisible:
     return source
 
 
-def _reading(tokens: Tokens, form: Form, builder: BatchBuilder, documents: bool) -> Reading:
-    return Reading(tokens, builder.parts, documents, form.vocab_size, form.padded, form.pad_id or 0)
+def _reading(tokens: Tokens, form: Form, documents: bool) -> Reading:
+    return Reading(tokens, form.parts, documents, form.vocab_size, form.padded, form.pad_id or 0)
 
 
 def _store_batches(
@@ -362,25 +373,24 @@ def _store_batches(
     form: Form,
     shuffle: Shuffle,
     rank: int,
-    builder: BatchBuilder,
 ) -> StoreBatches:
     tokens = StoreTokens(source.columns, form.eos_id)
     if form.mode == "buckets":
         schedule = plan.schedule  # may draw fewer lengths than it has
         pieces = Buckets(source.bounds, tuple(schedule.lengths) if isinstance(schedule, BucketSchedule) else plan.lengths)
         of_buckets = BucketRows(pieces, plan, shuffle.shuffle, shuffle.seed, epochs)
-        return StoreBatches(of_buckets, _reading(tokens, form, builder, False), rank, partial(describe_buckets, of_buckets))
+        return StoreBatches(of_buckets, _reading(tokens, form, False), rank, partial(describe_buckets, of_buckets))
     if form.padded:  # a row holds one document, so none begins within it
         eos_id = form.eos_id if source.documents is None else None
         documents = Documents(source.bounds, shuffle.shuffle, shuffle.seed, epochs, eos_id)
         rows = DocumentRows(documents, plan, shuffle.num_lanes or documents.lanes, form.mode, form.preserve_eos)
-        return StoreBatches(rows, _reading(tokens, form, builder, False), rank, partial(describe_documents, rows))
+        return StoreBatches(rows, _reading(tokens, form, False), rank, partial(describe_documents, rows))
     lanes = open_lanes(source.num_tokens, shuffle.num_lanes, shuffle=shuffle.shuffle, seed=shuffle.seed)
     order = StoreOrder(lanes, plan, epochs)
     if "document_ids" in form.extras and form.eos_id is None and source.documents is None:
         raise ValueError(f"document_ids need documents, and {source.name} knows none: pass eos_id")
     _warn_of_neighbours(order, source, form.eos_id)
-    reading = _reading(tokens, form, builder, form.documents)
+    reading = _reading(tokens, form, form.documents)
     return StoreBatches(order, reading, rank, partial(describe_order, order, source.documents))
 
 
@@ -415,17 +425,27 @@ def _check_stream(source: DocumentStream, mode: str, shuffle: Shuffle, ranks: Ra
     str(source.fingerprint)  # may read some documents: now, and not beside a thread that reads
 
 
-def _flat_tokens(form: Form, plan: SequenceLengthPlan) -> int | None:
-    """Tokens of a batch that is one flat row; None: batches are rectangles."""
-    if "cu_seq_lens" not in form.extras:
-        return None
-    if form.padded:
-        raise ValueError(f"'cu_seq_lens' joins rows without padding, and mode={form.mode!r} pads them: use mode='stream'")
-    if not isinstance(plan.tokens_per_batch, int):
-        budget = plan.tokens_per_batch
-        got = f"batch_size={plan.batch_size}" if budget is None else f"tokens_per_batch={budget!r}"
-        raise ValueError(
-            f"'cu_seq_lens' gives flat rows of a constant number of tokens, and {got} lets it"
-            " grow with the length: write tokens_per_batch=... instead"
-        )
-    return plan.tokens_per_batch
+def _flat(
+    form: Form,
+    plan: SequenceLengthPlan,
+    windows: Windows | None,
+    source: Stores | DocumentStream,
+    order: Order,
+    ranks: Ranks,
+) -> FlatRow:
+    """The shape of the flat rows. Within rows documents begin where they are known, and where a lane jumps."""
+    known = not isinstance(source, Stores) or source.documents is not None or form.eos_id is not None
+    jumps = isinstance(order, StoreOrder) and order.may_jump
+
+    def count(rest: Rest) -> int:
+        if not isinstance(source, Stores) or not isinstance(order, StoreOrder):
+            raise _uncounted(f"{source.name} is a stream")
+        if ranks.sharded:
+            raise _uncounted("with sharded=True no rank has the documents of the others")
+        return most_sequences(order, source.bounds if known else None, windows, rest)
+
+    return flat_row(form, plan, windows, jumps or (known and form.mode != "buckets"), count)
+
+
+def _uncounted(why: str) -> ValueError:
+    return ValueError(f"max_documents='plan' counts the documents of all batches beforehand, and {why}: write a number")

@@ -16,7 +16,7 @@ EOS = 9
 some_documents = documents(max_documents=12, max_tokens=14).filter(any)
 ended_documents = some_documents.map(lambda docs: [[*doc, 1000 + i] for i, doc in enumerate(docs)])  # 1000s: the eos
 small_runs = runs(max_length=10, max_steps=8, max_rows=3, max_world=4)
-some_extras = st.lists(st.sampled_from([name for name in EXTRAS if name != "cu_seq_lens"]), unique=True)  # see test_flat
+some_extras = st.lists(st.sampled_from(EXTRAS[:3]), unique=True)  # the others: test_window, test_flat
 
 
 def built(source, schedule, shape, rank=0, **options):

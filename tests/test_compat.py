@@ -25,6 +25,7 @@ from slw_data import (
     from_composer,
     from_deepspeed,
     from_olmo_core,
+    from_skyladder,
 )
 
 GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("schedules.json").read_text())
@@ -513,3 +514,55 @@ def test_integers_of_numpy_are_taken(kind):
     sizes = (8, 64, 100, 8)
     assert from_deepspeed(curriculum(*map(kind, sizes))) == from_deepspeed(curriculum(*sizes))
     assert from_olmo_core(max_sequence_length=kind(4096)) == from_olmo_core(max_sequence_length=4096)
+
+
+# -- SkyLadder --------------------------------------------------------------------------------------------------------
+
+
+def skyladder(steps, max_length, every=8, first=32, multiple=-1, samples=16):
+    """The windows of its iterator, which counts samples, at the first and the last sample of each step; the largest one is a
+    token longer than a row."""
+    for sample in range(steps * samples):
+        window = first + sample // (samples * every)
+        if multiple > 0:
+            window = window // multiple * multiple
+            if window == 0:
+                window = first
+        if sample % samples in (0, samples - 1):
+            yield min(window, max_length + 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "engine"),  # dm8, dm1, dm2st64, dm8inc1024, and a maximum that is no multiple
+    [
+        ({"max_length": 512}, {"max_length": 512}),
+        ({"max_length": 512, "steps_per_increase": 1}, {"max_length": 512, "every": 1}),
+        (
+            {"max_length": 512, "steps_per_increase": 2, "initial_length": 64},
+            {"max_length": 512, "every": 2, "first": 64},
+        ),
+        ({"max_length": 1024, "round_to": 256}, {"max_length": 1024, "multiple": 256}),
+        (
+            {"max_length": 300, "round_to": 128, "initial_length": 200, "steps_per_increase": 1},
+            {"max_length": 300, "multiple": 128, "first": 200, "every": 1},
+        ),
+    ],
+)
+def test_skyladder_step_for_step(arguments, engine):
+    found = list(skyladder(9000, **engine))
+    assert found[::2] == found[1::2]  # a step has one window
+    compare_each(from_skyladder(**arguments), [min(window, engine["max_length"]) for window in found[::2]])
+
+
+def test_skyladder_of_the_paper():
+    """Windows of 32 to 8,192 tokens, a token more every 8 steps: as long as a row after about 64,000 steps."""
+    schedule = from_skyladder()
+    assert [schedule(step) for step in (0, 8, 800, 65_279, 65_280, 100_000)] == [32, 33, 132, 8191, 8192, 8192]
+    assert from_skyladder(max_length=32, initial_length=32) == StagedSchedule([32], [])
+
+
+def test_skyladder_refuses_what_is_out_of_range():
+    refused(lambda: from_skyladder(max_length=16), "initial_length", "max_length=16", "32")
+    refused(lambda: from_skyladder(steps_per_increase=0), "steps_per_increase", "0")
+    refused(lambda: from_skyladder(round_to=0.5), "round_to", "0.5")
+    refused(lambda: from_skyladder(max_length=1 << 30), "larger round_to")

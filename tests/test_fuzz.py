@@ -253,6 +253,8 @@ DATASET = {
     "eos_id": None,
     "pad_id": None,
     "preserve_eos": False,
+    "max_documents": None,
+    "flat_multiple_of": 1,
     "sharded": False,
     "dp_rank": None,
     "dp_world_size": None,

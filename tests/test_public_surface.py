@@ -36,7 +36,7 @@ SURFACE = {
         "(source, schedule_or_plan, *, batch_size=None, tokens_per_batch=None, grad_accum_steps=1, total_steps=None,"
         " total_tokens=None, epochs=None, shuffle=False, seed=0, num_lanes=None, mode='stream', labels='unshifted',"
         " columns=('input_ids',), extras=(), vocab_size=None, eos_id=None, pad_id=None, preserve_eos=False,"
-        " sharded=False, dp_rank=None, dp_world_size=None, mesh=None)"
+        " max_documents=None, flat_multiple_of=1, sharded=False, dp_rank=None, dp_world_size=None, mesh=None)"
     ),
     "SLWLoader": (
         "(dataset, *, num_workers=0, prefetch=2, pin_memory=False, prefetch_factor=None, persistent_workers=False,"
@@ -59,6 +59,7 @@ SURFACE = {
     "from_olmo_core": (
         "(*, min_sequence_length=128, max_sequence_length, warmup_steps=2000, truncate=False, keep_multiple_of=128)"
     ),
+    "from_skyladder": "(*, max_length=8192, initial_length=32, steps_per_increase=8, round_to=None)",
     "load_state": "(path, loader, **options)",
     "open_stream": "(x, *, column='input_ids', columns=None, text_column=None, tokenizer=None, append_eos=None)",
     "open_tokens": "(x, *, dtype=None, column='input_ids', vocab_size=None, eos_id=None)",

@@ -15,52 +15,46 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from slw_data.batch.chunk import CHUNK_TOKENS, Array, Chunk
-from slw_data.batch.flat import IGNORE, flatten, sequences
+from slw_data.batch.chunk import CHUNK_TOKENS, Array, Chunk, place
+from slw_data.batch.flat import IGNORE, FlatRow, Ints, Marks
+from slw_data.errors import DataError
+from slw_data.plan.windows import Windows
 
 __all__ = ["EXTRAS", "IGNORE", "LABELS", "Batch", "BatchBuilder"]
 
 Batch = dict[str, Any]  # tensors; with "cu_seq_lens" two ints too
 
 LABELS = ("unshifted", "shifted", "both", "none")
-EXTRAS = ("position_ids", "document_ids", "step", "cu_seq_lens")
+EXTRAS = ("position_ids", "document_ids", "step", "window_ids", "cu_seq_lens")
 
 
 @dataclass(frozen=True)
 class BatchBuilder:
-    """Makes the batches of a chunk. ``masked``: rows may be padded, so an ``attention_mask`` goes with them. ``flat``:
-    tokens of a batch that is one row."""
+    """Makes the batches of a chunk. ``masked``: rows may be padded, so an ``attention_mask`` goes with them. ``flat``: a
+    batch is one row of this shape. ``windows``: what rows are cut into for masks."""
 
     labels: str
     columns: tuple[str, ...]
     extras: tuple[str, ...]
     masked: bool
-    flat: int | None
-
-    @property
-    def parts(self) -> dict[str, tuple[str, int]]:
-        """What has to be read: for each name a column, and how many tokens further on."""
-        parts = {name: (name, 0) for name in self.columns}
-        if self.labels in ("unshifted", "both"):
-            parts["labels"] = (self._target_column, 0)
-        if self.labels in ("shifted", "both"):
-            parts["next"] = (self._target_column, 1)
-        return parts
-
-    @property
-    def _target_column(self) -> str:
-        return "labels" if "labels" in self.columns else "input_ids"
+    flat: FlatRow | None = None
+    windows: Windows | None = None
 
     def build(self, chunk: Chunk) -> Iterator[Batch]:
         """The chunk's batches: dicts of contiguous int64 tensors ``(rows, length)``. What has to be cast is cast some
-        batches at a time, into memory that is allocated at once: malloc then keeps it, and no page is faulted in anew."""
+        batches at a time, into memory that is allocated at once: malloc then keeps it, and no page is faulted in anew.
+
+        DataError for a batch with too many sequences for its flat row, after those before it."""
         parts = self._values(chunk)
-        steps, shape = parts.pop("step", None), (chunk.rows, chunk.length)
+        steps, shape, sound = parts.pop("step", None), (chunk.rows, chunk.length), len(chunk.numbers)
         if self.flat is not None:
-            parts = flatten(parts, (len(chunk.numbers), *shape), self.flat, shifted=self.labels == "shifted")
+            begins = self._begins(chunk)
+            sound = self.flat.sound(begins)
+            parts = {name: part[:sound] for name, part in parts.items()}
+            parts = self.flat.join(parts, begins[:sound], shifted=self.labels == "shifted")
         unfit = _unfit(list(parts.values()))
         some = max(1, CHUNK_TOKENS // (chunk.rows * chunk.length * len(parts)))
-        for start in range(0, len(chunk.numbers), some):
+        for start in range(0, sound, some):
             block = [part[start : start + some] for part in parts.values()]
             for i, cast in zip(unfit, np.empty((len(unfit), len(block[0]), *shape), np.int64), strict=True):
                 np.copyto(cast.reshape(block[i].shape), block[i])
@@ -71,8 +65,10 @@ class BatchBuilder:
                 if steps is not None:
                     batch["step"] = torch.from_numpy(np.full(batch["input_ids"].shape[0], steps[number], np.int64))
                 if self.flat is not None:
-                    batch.update(sequences(batch["position_ids"]))
+                    batch.update(self.flat.bounds(batch["position_ids"], self._longest(chunk, number)))
                 yield batch
+        if sound < len(chunk.numbers):
+            raise self._too_many(chunk, sound, begins)
 
     def _values(self, chunk: Chunk) -> dict[str, Array]:
         """What each tensor is made of: arrays whose i-th item has the values of batch i."""
@@ -99,20 +95,59 @@ class BatchBuilder:
     def _extra(self, chunk: Chunk) -> dict[str, Array]:
         extra: dict[str, Array] = {}
         shape = (len(chunk.numbers), chunk.rows, chunk.length)
-        wanted = [name for name in self.extras if name != "cu_seq_lens"]
-        if self.flat is not None and "position_ids" not in wanted:
-            wanted.append("position_ids")
-        if "position_ids" in wanted or "document_ids" in wanted:
-            starts = np.zeros(shape, np.bool_) if chunk.starts is None else chunk.final(chunk.starts).copy()
-            starts[:, :, 0] = True
-            if "position_ids" in wanted:
-                column = np.arange(chunk.length, dtype=np.int64)
-                extra["position_ids"] = column - np.maximum.accumulate(np.where(starts, column, 0), axis=2)
-            if "document_ids" in wanted:
-                extra["document_ids"] = np.cumsum(starts, axis=2, dtype=np.int64) - 1
-        if "step" in wanted:
-            extra["step"] = chunk.stage.start + np.array(chunk.numbers, dtype=np.int64) // chunk.stage.grad_accum_steps
-        return {name: extra[name] for name in wanted}
+        column = np.arange(chunk.length, dtype=np.int64)
+        for name in self.extras:
+            if name == "position_ids" and self.flat is None:  # those of a flat row are its own
+                extra[name] = column - np.maximum.accumulate(np.where(self._begins(chunk), column, 0), axis=2)
+            elif name == "document_ids":
+                extra[name] = np.cumsum(self._documents(chunk), axis=2, dtype=np.int64) - 1
+            elif name == "window_ids":
+                extra[name] = np.broadcast_to(column // self._windows(chunk), shape)
+            elif name == "step":
+                extra[name] = self._steps(chunk)
+        return extra
+
+    def _begins(self, chunk: Chunk) -> Marks:
+        """Where a sequence begins, (batches, rows, length): a row, a window or a document."""
+        begins = self._documents(chunk)
+        if self.windows is not None:
+            begins |= np.arange(chunk.length) % self._windows(chunk) == 0
+        return begins
+
+    @staticmethod
+    def _documents(chunk: Chunk) -> Marks:
+        """Where a row or a document begins, (batches, rows, length)."""
+        shape = (len(chunk.numbers), chunk.rows, chunk.length)
+        starts: Marks = np.zeros(shape, np.bool_) if chunk.starts is None else chunk.final(chunk.starts).copy()
+        starts[:, :, 0] = True
+        return starts
+
+    def _windows(self, chunk: Chunk) -> Ints:
+        """The tokens of a window in each batch, int64 (batches, 1, 1)."""
+        assert self.windows is not None  # the form has window_ids of windows alone
+        return np.array([self.windows.at(step) for step in self._steps(chunk).tolist()])[:, None, None]
+
+    @staticmethod
+    def _steps(chunk: Chunk) -> Ints:
+        """The step of each batch, int64 (batches,)."""
+        return chunk.stage.start + np.array(chunk.numbers, dtype=np.int64) // chunk.stage.grad_accum_steps
+
+    def _longest(self, chunk: Chunk, number: int) -> int | None:
+        """Tokens of the longest sequence that a batch of this shape may have; None: it is counted in each batch."""
+        assert self.flat is not None
+        step, _ = place(chunk.stage, chunk.numbers[number])
+        sequence = chunk.length if self.windows is None else self.windows.at(step)
+        return self.flat.longest(sequence, chunk.rows * chunk.length)
+
+    def _too_many(self, chunk: Chunk, number: int, begins: Marks) -> DataError:
+        assert self.flat is not None
+        step, batch = place(chunk.stage, chunk.numbers[number])
+        count = int(self.flat.counts(begins[number : number + 1])[0])
+        return DataError(
+            f"a flat row has at most max_documents={self.flat.most} sequences, documents and the rest among them, and batch"
+            f" {batch} of step {step} has {count}: write max_documents={count} or more, or max_documents='plan', which counts"
+            " those of the whole run"
+        )
 
 
 def _unfit(parts: list[Array]) -> list[int]:

@@ -23,7 +23,7 @@ from slw_data.plan import Stage
 from slw_data.sources.ids import bad_id, check_ids
 from slw_data.sources.stores import TokenStore
 
-__all__ = ["Reading", "StoreTokens", "Tokens", "WindowTokens"]
+__all__ = ["Reading", "StoreTokens", "Tokens", "WindowTokens", "begins_in"]
 
 Marks = npt.NDArray[np.bool_]
 
@@ -130,13 +130,9 @@ class StoreTokens:
         _fill(self.stores[column], spans, out)
 
     def mark(self, spans: Spans, ids: Array, starts: Marks) -> None:
-        run = np.arange(spans.runs) if spans.run is None else spans.run
-        jumps = np.flatnonzero(spans.within)
-        _set(starts, run[jumps], spans.within[jumps])
         documents = self.stores["input_ids"].documents
-        if documents is not None:
-            _mark(documents, spans, starts)
-        elif self.eos_id is not None:
+        _set(starts, *begins_in(spans, documents))
+        if documents is None and self.eos_id is not None:
             starts[:, 1:] |= ids[:, : starts.shape[1] - 1] == self.eos_id
 
     def where(self, spans: Spans, run: int, at: int) -> str:
@@ -155,7 +151,7 @@ class WindowTokens:
         _fill(store, replace(spans, starts=spans.starts - begin), out)
 
     def mark(self, spans: Spans, ids: Array, starts: Marks) -> None:
-        _mark(spans.window.known.bounds, spans, starts)
+        _set(starts, *begins_in(spans, spans.window.known.bounds))
 
     def where(self, spans: Spans, run: int, at: int) -> str:
         where: str = spans.window.describe(spans.position(run, at)[1])
@@ -198,15 +194,30 @@ def _fill_by_tokens(store: TokenStore, out: Array, run: Ints, within: Ints, star
     out[np.repeat(run, sizes), np.repeat(within, sizes) + offsets] = tokens[:, 0]
 
 
-def _mark(documents: Ints, spans: Spans, starts: Marks) -> None:
-    """Set ``starts`` where one of ``documents`` begins in a span."""
+def begins_in(spans: Spans, documents: Ints | None) -> tuple[Ints, Ints]:
+    """``(run, at)``: where in runs a document of a store begins, or a lane has jumped; a place may come twice. ``documents``:
+    where they begin in the store, ascending, and its end."""
     run = np.arange(spans.runs) if spans.run is None else spans.run
+    jumps = np.flatnonzero(spans.within)
+    if documents is None:
+        return run[jumps], spans.within[jumps]
     sizes = np.full(spans.runs, spans.width) if spans.sizes is None else spans.sizes
-    low, high = np.searchsorted(documents, spans.starts), np.searchsorted(documents, spans.starts + sizes)
+    low, high = _number(documents, spans.starts), _number(documents, spans.starts + sizes)
     count = high - low
     span = np.repeat(np.arange(len(count)), count)  # of each document that begins within a span
     number = low[span] + np.arange(len(span)) - (np.cumsum(count) - count)[span]
-    _set(starts, run[span], spans.within[span] + documents[number] - spans.starts[span])
+    at = spans.within[span] + documents[number] - spans.starts[span]
+    return np.concatenate([run[jumps], run[span]]), np.concatenate([spans.within[jumps], at])
+
+
+def _number(documents: Ints, places: Ints) -> Ints:
+    """The first document that begins at or after each place. In ascending order what is looked up next is in the cache."""
+    ascending = np.argsort(places)
+    found = np.empty(len(places), np.int64)
+    found[ascending] = np.searchsorted(documents, places[ascending])
+    return found
+
+
 
 
 def _set(starts: Marks, runs: Ints, at: Ints) -> None:

@@ -96,6 +96,8 @@ def _tokens(dataset: SLWDataset) -> int:
     if not flat and "position_ids" not in dataset.extras:
         raise ValueError(f"torchtitan takes positions, and extras={dataset.extras}: write extras=('position_ids',)")
     dataset.plan.fixed_accumulation("torchtitan")
+    if dataset.run.builder.flat is not None:
+        return dataset.run.builder.flat.tokens
     tokens = dataset.plan.tokens_per_batch
     if not isinstance(tokens, int):
         given = f"batch_size={dataset.plan.batch_size}" if tokens is None else f"tokens_per_batch={tokens!r}"
@@ -107,7 +109,7 @@ def _tokens(dataset: SLWDataset) -> int:
         lengths = dataset.plan.lengths
     except ScheduleError:  # of an endless run nobody can know them
         return tokens
-    if not flat and (uneven := [length for length in lengths if tokens % length]):
+    if uneven := [length for length in lengths if tokens % length]:
         raise _uneven(tokens, uneven)
     return tokens
 

@@ -77,6 +77,12 @@ class StoreOrder:
         """What fixes the order of the rows before the rest, in words."""
         return self.lanes.fingerprint
 
+    @property
+    def may_jump(self) -> bool:
+        """Whether a row may go on at another place of the store: of another block, or the beginning in another epoch."""
+        tokens = self.plan.total_tokens
+        return not self.lanes.in_order or tokens is None or tokens > self.lanes.num_tokens
+
     found_by_step: ClassVar[bool] = True
 
     @property

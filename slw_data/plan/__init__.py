@@ -6,6 +6,7 @@
     timeline, plan     what is known of every step; made of a schedule and a batch shape
     sharded            what a plan asks of each shard of a divided stream
     advice, report, plotting    warnings, and the stages as a table and as a picture
+    windows            rows of one length, cut into windows of the scheduled one
 
 Read :mod:`slw_data.plan.schedules` first; :mod:`slw_data.order` comes next: where a row's tokens lie.
 """

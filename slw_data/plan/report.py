@@ -17,7 +17,7 @@ from slw_data.plan.timeline import Timeline
 
 __all__ = ["Cost", "cost_of", "html_table", "lines", "summary", "text_table"]
 
-WIDTHS = {"step": 12, "length": 8, "rows": 8, "batches": 8, "tokens/step": 14, "tokens before": 18}
+WIDTHS = {"step": 12, "length": 8, "window": 8, "rows": 8, "batches": 8, "tokens/step": 14, "tokens before": 18}
 SHOWN = 21
 ENDS = 10
 
