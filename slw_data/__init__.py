@@ -14,7 +14,7 @@ Read next: :mod:`slw_data.plan.schedules`.
 
 from slw_data.compat import from_composer, from_deepspeed, from_megatron, from_olmo_core, from_skyladder
 from slw_data.dataset import SLWDataset
-from slw_data.delivery.agreement import check_ranks_agree
+from slw_data.delivery.agreement import check_ranks_agree, gather_state
 from slw_data.delivery.checkpoint import load_state, save_state
 from slw_data.errors import DataError, ScheduleError, StateError
 from slw_data.functional import set_batch_sequence_length
@@ -64,6 +64,7 @@ __all__ = [
     "from_megatron",
     "from_olmo_core",
     "from_skyladder",
+    "gather_state",
     "load_state",
     "open_stream",
     "open_tokens",

@@ -113,6 +113,11 @@ class Run:
         """The batches of a chunk."""
         return self.builder.build(chunk)
 
+    @property
+    def divided(self) -> bool:
+        """Whether this rank reads shards of a stream that others do not."""
+        return isinstance(self.batches, DividedBatches)
+
     def received(self, at: Position, messages: Any) -> Iterator[Chunk]:
         """The chunks from ``at`` on, from what workers send (:class:`slw_data.delivery.workers.Messages`)."""
         if isinstance(self.batches, DividedBatches):

@@ -25,7 +25,7 @@ from slw_data.errors import StateError
 from slw_data.loader import SLWLoader
 from slw_data.state import dump_state
 
-__all__ = ["check_ranks_agree"]
+__all__ = ["check_ranks_agree", "gather_state"]
 
 Loader = TypeVar("Loader", SLWLoader, SLWDataset)
 
@@ -72,6 +72,37 @@ def check_ranks_agree(loader: Loader | Callable[[], Loader], group: Any = None) 
     if fault:
         raise StateError(fault) from failure
     return made
+
+
+def gather_state(loader: SLWLoader | SLWDataset, group: Any = None) -> dict[str, Any]:
+    """``loader.state_dict()``; of a divided stream (``num_shards``) with the shards of all ranks of ``group``, so that any
+    number of ranks goes on from it. Call it on all of them: all get the same.
+
+    StateError on every rank where one has no state, or another step.
+
+    >>> import numpy as np
+    >>> from slw_data import ConstantSchedule, SLWDataset, SLWLoader
+    >>> loader = SLWLoader(SLWDataset([[1, 2], [3, 4]], ConstantSchedule(2), batch_size=2, total_steps=3, num_shards=2))
+    >>> list(gather_state(loader)["shards"])
+    ['0', '1']
+    """
+    if not (_dataset(loader).run.divided and dist.is_available() and dist.is_initialized()):
+        return loader.state_dict()
+    failure: Exception | None = None
+    try:
+        own: tuple[str, dict[str, Any]] = "", loader.state_dict()
+    except Exception as error:  # to be raised once the others know
+        failure, own = error, (f"{type(error).__name__}: {error}", {})
+    found: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, own, group)
+    failed = [f"rank {rank} of {len(found)} failed: {text}" for rank, (text, _) in enumerate(found) if text]
+    if failed:
+        raise StateError("; ".join(failed)) from failure
+    steps = [(state["step"], state["batch"]) for _, state in found]
+    if len(set(steps)) > 1:
+        raise StateError(f"all ranks must stand at the same step and batch to be saved together, they stand at {steps}")
+    shards = {number: entry for _, state in found for number, entry in state["shards"].items()}
+    return {**own[1], "shards": dict(sorted(shards.items(), key=lambda one: int(one[0])))}
 
 
 def _dataset(loader: SLWLoader | SLWDataset) -> SLWDataset:

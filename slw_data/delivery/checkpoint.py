@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -40,7 +40,8 @@ class Stateful(Protocol):
 def save_state(path: Path, loader: Stateful) -> None:
     """Write ``loader.state_dict()`` to ``path``, in place of what is there; the folder must exist.
 
-    On data-parallel ranks one of them saves, as the state is the same on all (but for ``sharded=True``: a path for each).
+    On data-parallel ranks one of them saves, as the state is the same on all; but with ``sharded=True`` and ``num_shards``
+    each saves to a path of its own.
     Raises the system's OSError, naming ``path``, where it cannot be written: what was there before is there still, and no
     temporary file is left. StateError for a state that JSON would give back changed.
 
@@ -65,21 +66,27 @@ def save_state(path: Path, loader: Stateful) -> None:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
-def load_state(path: Path, loader: Stateful, **options: Any) -> None:
-    """``loader.load_state_dict(state, **options)`` with the state that :func:`save_state` wrote to ``path``.
+def load_state(path: Path | Sequence[Path], loader: Stateful, **options: Any) -> None:
+    """``loader.load_state_dict(state, **options)`` with the state that :func:`save_state` wrote to ``path``; of a divided
+    stream, whose ranks have each saved their own shards, give all their paths.
 
     Raises StateError, and changes nothing, if the file is damaged or the state is of another run (see
     :meth:`SLWLoader.load_state_dict <slw_data.SLWLoader.load_state_dict>` for ``strict`` and ``expected_step``). A file
     that is not there is FileNotFoundError, so that a first start can be told from a bad one.
     """
     _check_stateful(loader)
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    states = [_read(one) for one in paths]
+    try:
+        loader.load_state_dict(states[0] if len(states) == 1 else states, **options)
+    except StateError as error:
+        raise StateError(f"{', '.join(os.fspath(one) for one in paths)}: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         content = file.read()
-    state = _state(os.fspath(path), content)
-    try:
-        loader.load_state_dict(state, **options)
-    except StateError as error:
-        raise StateError(f"{os.fspath(path)}: {error}") from error
+    return _state(os.fspath(path), content)
 
 
 def _check_stateful(loader: Any) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slw_data.dataset import SLWDataset
+from slw_data.delivery.agreement import gather_state
 from slw_data.errors import StateError
 from slw_data.loader import SLWLoader
 
@@ -137,11 +138,14 @@ class SLWTrainerMixin(_Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the Trainer's; and into a checkpoint, the state of the data."""
         super().save_model(output_dir, _internal_call)
-        if output_dir is not None and _internal_call and (self.args.should_save or self.train_dataset.dataset.sharded):
+        if output_dir is None or not _internal_call:
+            return
+        state = gather_state(self.train_dataset)
+        if self.args.should_save or self.train_dataset.dataset.sharded:
             path = Path(output_dir) / self._file
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_suffix(f".{os.getpid()}")
-            unfinished.write_text(json.dumps(self.train_dataset.state_dict()), encoding="utf-8")
+            unfinished.write_text(json.dumps(state), encoding="utf-8")
             unfinished.replace(path)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

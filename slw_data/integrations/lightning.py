@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from slw_data.delivery.agreement import gather_state
 from slw_data.loader import SLWLoader
 
 __all__ = ["SequenceLengthLogger"]
@@ -59,6 +60,14 @@ class SequenceLengthLogger(Callback):
         values = {name: torch.tensor(metrics[name], dtype=torch.float64) for name in _LOGGED}
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=metrics["slw/rows"])
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Lightning writes what rank 0 has: of a divided stream, let that be the shards of all ranks."""
+        loaders = [leaf for leaf in _leaves(trainer.train_dataloader) if isinstance(leaf, SLWLoader)]
+        if len(loaders) == 1 and loaders[0].dataset.run.divided:
+            shards = gather_state(loaders[0])["shards"]
+            for state in _states(checkpoint.get("loops")):
+                state["shards"] = shards
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._any and trainer.max_epochs == -1:
             raise _endless(trainer, _loader(trainer).step)
@@ -83,6 +92,15 @@ def _leaves(loaders: Any) -> Iterator[Any]:
             yield from _leaves(inner)
     else:
         yield loaders
+
+
+def _states(saved: Any) -> Iterator[dict[str, Any]]:
+    """The states of divided streams within what Lightning saves."""
+    if isinstance(saved, dict) and {"shards", "past", "checksum"} <= set(saved):
+        yield saved
+    elif isinstance(saved, (dict, list, tuple)):
+        for inner in saved.values() if isinstance(saved, dict) else saved:
+            yield from _states(inner)
 
 
 def _check_end(trainer: Trainer, total_steps: int | None) -> None:

@@ -1,0 +1,82 @@
+"""Real ranks over gloo that share one divided Parquet stream: which files each of them opens, what it delivers, and where it
+goes on from checkpoints of other numbers of ranks."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from forked import in_worlds
+from stack import main
+
+sys.path.append(str(Path(__file__).parents[2]))  # the checkout that this file is of, where it is not installed
+from slw_data import LinearSchedule, SLWDataset, SLWLoader, check_ranks_agree, gather_state, load_state, save_state
+from slw_data.integrations.accelerate import GatheredState
+
+opened: list[str] = []
+
+
+def watch(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".parquet"):
+        opened.append(Path(arguments[0]).name)
+
+
+sys.addaudithook(watch)
+
+
+def loader(folder, steps, num_workers=0):
+    import datasets
+
+    files = sorted(str(path) for path in Path(folder).glob("*.parquet"))
+    rows = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
+    opened.clear()  # the files were looked at to find what columns they have
+    world = dist.get_world_size()
+    schedule = LinearSchedule(4, 12, warmup_steps=6, multiple_of=4)
+    dataset = SLWDataset(rows, schedule, batch_size=16 // world, total_steps=steps, num_shards=8)
+    return check_ranks_agree(SLWLoader(dataset, prefetch=0, num_workers=num_workers))
+
+
+def deliver(folder, steps, save=None, num_workers=0, **_):
+    """Train for ``steps``, save after ``save`` of them by each way there is, and say what was delivered and opened."""
+    one, rows = loader(folder, steps, num_workers), []
+    for batch in one:
+        rows.append(batch["input_ids"].tolist())
+        if one.step == save:
+            world, rank = dist.get_world_size(), dist.get_rank()
+            dcp.save({"loader": one}, checkpoint_id=f"{folder}/dcp{world}")
+            save_state(f"{folder}/own{world}_{rank}.json", one)
+            whole = GatheredState(one).state_dict()
+            assert whole == gather_state(one) and len(whole["shards"]) == 8 == 8 // world * world
+            if rank == 0:
+                Path(f"{folder}/whole{world}.json").write_text(repr(whole))
+    return {"rows": rows, "opened": sorted(set(opened)), "epoch": one.epoch}
+
+
+def resume(folder, steps, saved, way, **_):
+    """Go on from what ``saved`` ranks have saved."""
+    one = loader(folder, steps)
+    if way == "dcp":
+        dcp.load({"loader": one}, checkpoint_id=f"{folder}/dcp{saved}")
+    elif way == "files":
+        load_state([f"{folder}/own{saved}_{rank}.json" for rank in range(saved)], one)
+    else:
+        GatheredState(one).load_state_dict(eval(Path(f"{folder}/whole{saved}.json").read_text()))
+    return [batch["input_ids"].tolist() for batch in one]
+
+
+def do(name, options):
+    warnings.filterwarnings("ignore", "This DataLoader will create")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if not dist.is_initialized():
+        os.environ |= {"RANK": os.environ.get("RANK", "0"), "WORLD_SIZE": os.environ.get("WORLD_SIZE", "1")}
+        dist.init_process_group("gloo")
+    try:
+        return globals()[name](**options)
+    finally:
+        dist.barrier()
+
+
+if __name__ == "__main__":
+    main(lambda worlds: in_worlds(do, worlds))

@@ -1,0 +1,72 @@
+"""1, 2, 4 and 8 real processes over gloo on one divided Parquet stream."""
+
+import itertools
+
+import pytest
+from oracle import naive_dealing, naive_plan, rows_of
+from stack import launch
+
+from slw_data import LinearSchedule
+
+STEPS, SAVE, WORLDS = 30, 11, (1, 2, 4, 8)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Eight files of three row groups each, and the documents in them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder, documents = tmp_path_factory.mktemp("corpus"), []
+    for number in range(8):
+        mine = [[1000 * number + 10 * i + k for k in range(1 + (i * 7 + number) % 9)] for i in range(30)]
+        table = pyarrow.table({"input_ids": mine})
+        pyarrow.parquet.write_table(table, folder / f"{number}.parquet", row_group_size=10)
+        documents.append(mine)
+    return folder, documents
+
+
+@pytest.fixture(scope="module")
+def found(corpus, tmp_path_factory):
+    folder = str(corpus[0])
+    ways = [("resume", {"folder": folder, "steps": STEPS, "saved": saved, "way": way})
+            for saved in WORLDS for way in ("dcp", "files", "whole")]  # fmt: skip
+    first = [("deliver", {"folder": folder, "steps": STEPS, "save": SAVE})]
+    workers = [("deliver", {"folder": folder, "steps": STEPS, "num_workers": 2})]
+    worlds = [(world, first + (workers if world in (2, 4) else [])) for world in WORLDS]
+    results = launch("divided", 1, tmp_path_factory.mktemp("out"), worlds=worlds + [(world, ways) for world in WORLDS])[0]
+    return dict(zip(WORLDS, results[:4], strict=True)), dict(zip(WORLDS, results[4:], strict=True)), ways
+
+
+def expected(documents):
+    """The rows of each step: those of file 0, of file 1, and so on."""
+    shapes = naive_plan(LinearSchedule(4, 12, warmup_steps=6, multiple_of=4), batch_size=2, total_steps=STEPS)
+    runs = [naive_dealing(mine * 10, shapes)[0] for mine in documents]
+    return [[row[: shapes[i][0]] for run in runs for row in rows_of([run[i]])] for i in range(STEPS)]
+
+
+def joined(ranks):
+    """The rows of each step over all ranks."""
+    return [[row for rank in step for row in rank] for step in zip(*ranks, strict=True)]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_union_of_all_ranks_is_one_run_and_each_file_is_opened_by_one_rank(corpus, found, world):
+    delivered = [jobs[0] for jobs in found[0][world]]
+    assert joined([one["rows"] for one in delivered]) == expected(corpus[1])
+    files = list(itertools.chain(*(one["opened"] for one in delivered)))
+    assert sorted(files) == [f"{number}.parquet" for number in range(8)]  # each once
+    assert all(one["epoch"] >= 1 for one in delivered)  # passes begin again by themselves
+
+
+@pytest.mark.parametrize("world", (2, 4))
+def test_workers_of_ranks_deliver_the_same(corpus, found, world):
+    assert joined([jobs[1]["rows"] for jobs in found[0][world]]) == expected(corpus[1])
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_number_of_ranks_goes_on_from_what_any_other_saved(corpus, found, world):
+    _, resumed, ways = found
+    rest = expected(corpus[1])[SAVE:]
+    for number, (_, options) in enumerate(ways):
+        assert joined([jobs[number] for jobs in resumed[world]]) == rest, options
