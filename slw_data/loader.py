@@ -25,6 +25,7 @@ from slw_data.batch.chunk import Chunk
 from slw_data.dataset import SLWDataset
 from slw_data.delivery.progress import Progress
 from slw_data.delivery.reading import Direct, Threaded, Workers
+from slw_data.delivery.sameness import watched
 from slw_data.delivery.workers import Messages, check_workers, worker_options
 from slw_data.errors import StateError, warn
 from slw_data.order.position import Position
@@ -116,8 +117,8 @@ class SLWLoader:
         run.ranks.check()
         if self.num_workers:
             messages = Messages(run, self.position, self.num_workers, self._worker_options)
-            return Workers(messages, run.received(self.position, messages), run.build)
-        chunks = run.batches.chunks(self.position, 0, 1, None)
+            return Workers(messages, watched(run, run.received(self.position, messages)), run.build)
+        chunks = watched(run, run.batches.chunks(self.position, 0, 1, None))
         return Threaded(chunks, run.build, self.prefetch) if self.prefetch else Direct(chunks, run.build)
 
     def _deliver(self, moves: int) -> Iterator[Batch]:

@@ -34,8 +34,10 @@ def found(corpus, tmp_path_factory):
     first = [("deliver", {"folder": folder, "steps": STEPS, "save": SAVE})]
     workers = [("deliver", {"folder": folder, "steps": STEPS, "num_workers": 2})]
     worlds = [(world, first + (workers if world in (2, 4) else [])) for world in WORLDS]
-    results = launch("divided", 1, tmp_path_factory.mktemp("out"), worlds=worlds + [(world, ways) for world in WORLDS])[0]
-    return dict(zip(WORLDS, results[:4], strict=True)), dict(zip(WORLDS, results[4:], strict=True)), ways
+    unlike = [("unlike", {"seed": seed}) for seed in (5, None)]
+    worlds = [*worlds, *((world, ways) for world in WORLDS), (2, unlike)]
+    results = launch("divided", 1, tmp_path_factory.mktemp("out"), worlds=worlds)[0]
+    return dict(zip(WORLDS, results[:4], strict=True)), dict(zip(WORLDS, results[4:8], strict=True)), ways, results[8]
 
 
 def expected(documents):
@@ -66,7 +68,15 @@ def test_workers_of_ranks_deliver_the_same(corpus, found, world):
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_every_number_of_ranks_goes_on_from_what_any_other_saved(corpus, found, world):
-    _, resumed, ways = found
+    _, resumed, ways, _ = found
     rest = expected(corpus[1])[SAVE:]
     for number, (_, options) in enumerate(ways):
         assert joined([jobs[number] for jobs in resumed[world]]) == rest, options
+
+
+def test_ranks_that_read_other_documents_are_told_at_the_first_block(found):
+    """One of them at least: the other had come first."""
+    alike, unlike = zip(*found[3], strict=True)
+    assert alike == ([220, 220], [220, 220])
+    told = [text for rank in unlike for text in rank if isinstance(text, str)]
+    assert len(told) == 2 and all("rank 0" in text and "rank 1" in text and "shuffle_buffer" in text for text in told)

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from slw_data.order.dealing import Mark
 from slw_data.order.position import Order, Position
 from slw_data.plan import SequenceLengthPlan, ShardPlan, Stage
 
-__all__ = ["CHUNK_TOKENS", "Array", "Batches", "Chunk", "batches_from", "chunked", "place"]
+__all__ = ["CHUNK_TOKENS", "Array", "Batches", "Chunk", "Mark", "batches_from", "chunked", "place"]
 
 Array = npt.NDArray[Any]
 
@@ -45,6 +46,7 @@ class Chunk:
     starts: npt.NDArray[np.bool_] | None = None
     after: Sequence[Position] | None = None
     worker: int = 0  # that has made it
+    marks: Sequence[Mark] = ()  # of the blocks of a stream that were read for it
 
     @property
     def rows(self) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from slw_data.batch.chunk import Chunk
 from slw_data.batch.stored import StoreBatches
 from slw_data.order.documents import DocumentOrder, DocumentReader
 from slw_data.order.position import Position
+from slw_data.plan import Stage
 
 __all__ = ["StreamBatches"]
 
@@ -22,6 +24,11 @@ class StreamBatches(StoreBatches):
     order: DocumentOrder
 
     chunk_tokens: ClassVar[int] = 1 << 16
+
+    def _read(self, stage: Stage, numbers: range, reader: DocumentReader) -> Chunk:
+        chunk = super()._read(stage, numbers, reader)
+        chunk.marks = reader.marks()
+        return chunk
 
     def reader(self, at: Position, num_workers: int) -> DocumentReader:
         return DocumentReader(self.order, at, self.reading.look, alone=num_workers == 1)

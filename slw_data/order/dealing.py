@@ -17,6 +17,7 @@ Read next: :mod:`slw_data.order.cutting`, which cuts rows from the lanes.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from slw_data.order.permutation import Ints
 from slw_data.sources.stores.pieces import PiecedStore, whole
 from slw_data.sources.streams import Block, DocumentStream
 
-__all__ = ["Dealt", "Read", "Snapshot", "Window"]
+__all__ = ["Dealt", "Mark", "Read", "Snapshot", "Window"]
 
 
 class Snapshot(NamedTuple):
@@ -56,6 +57,16 @@ class Read(NamedTuple):
     epoch: int
     first: int
     place: int
+
+
+class Mark(NamedTuple):
+    """What tells a block from another one in its place: its pass, the number of its first document, whether it is the first of
+    its pass, and a checksum of its documents."""
+
+    epoch: int
+    first: int
+    begins: bool
+    digest: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +133,9 @@ class Window:
         self._blocks: list[Block] = []
         self._stores: dict[str, PiecedStore] = {}
         self._epoch, self._unread = at.epoch, stream.blocks(at.epoch, at.position)
+        self._begins = at.position is None  # whether the next block is the first of its pass
         self._barren = at.next == 0  # nothing has come of this pass yet
+        self.marks = list[Mark]()  # of the blocks that were read since somebody took them
 
     def reach(self, stop: int) -> bool:
         """Whether documents up to ``stop`` (exclusive) are there."""
@@ -154,6 +167,8 @@ class Window:
         read = Read(block.position, self._epoch, known.stop, known.end)
         bounds = np.concatenate([known.bounds, block.offsets[1:] + known.end])
         self.known = Dealt((*known.reads, read), bounds, known.first, known.origin, known.before)
+        begins, self._begins = self._begins, False
+        self.marks.append(Mark(self._epoch, known.stop, begins, _checksum(block)))
         return True
 
     def _next(self) -> Block | None:
@@ -164,7 +179,7 @@ class Window:
                 warn(f"{self.stream.name} has no tokens in pass {self._epoch} of {self.epochs}: each pass should read it anew")
             if self.epochs is not None and self._epoch + 1 >= self.epochs:
                 return None
-            self._epoch, self._barren = self._epoch + 1, True
+            self._epoch, self._barren, self._begins = self._epoch + 1, True, True
             self._unread = self.stream.blocks(self._epoch)
         self._barren = False
         return block
@@ -198,3 +213,11 @@ class Window:
         """The name of a token, for messages."""
         number = int(self.known.numbers(np.array([place]))[0])
         return f"token {place - self.known.place(number)} of document {number} of {self.stream.name}"
+
+
+def _checksum(block: Block) -> int:
+    """Of a block's documents, whatever the dtype."""
+    found = zlib.crc32(block.offsets.astype("<i8").tobytes())
+    for column in sorted(block.columns):
+        found = zlib.crc32(np.ascontiguousarray(block.read(column, 0, int(block.offsets[-1])), "<i8").data, found)
+    return found

@@ -24,7 +24,7 @@ import numpy as np
 from slw_data.arguments import shown
 from slw_data.errors import StateError, warn
 from slw_data.order.cutting import Cut, Held, dealer_of
-from slw_data.order.dealing import Dealt, Snapshot, Window
+from slw_data.order.dealing import Dealt, Mark, Snapshot, Window
 from slw_data.order.diversity import neighbours
 from slw_data.order.permutation import Ints
 from slw_data.order.position import Position
@@ -140,6 +140,11 @@ class DocumentReader:
         self.handed = parts[0] if len(parts) == 1 else Cut(*map(np.concatenate, zip(*parts, strict=True)))
         self.delivered += self.handed.tokens
         return self.handed
+
+    def marks(self) -> tuple[Mark, ...]:
+        """Of the blocks that were read since they were asked for last."""
+        found, self.window.marks = tuple(self.window.marks), []
+        return found
 
     def give_back(self) -> None:
         """Undo the last :meth:`take`."""

@@ -1,7 +1,9 @@
 """Real ranks over gloo that share one divided Parquet stream: which files each of them opens, what it delivers, and where it
 goes on from checkpoints of other numbers of ranks."""
 
+import json
 import os
+import random
 import sys
 import warnings
 from pathlib import Path
@@ -12,7 +14,17 @@ from forked import in_worlds
 from stack import main
 
 sys.path.append(str(Path(__file__).parents[2]))  # the checkout that this file is of, where it is not installed
-from slw_data import LinearSchedule, SLWDataset, SLWLoader, check_ranks_agree, gather_state, load_state, save_state
+from slw_data import (
+    ConstantSchedule,
+    DataError,
+    LinearSchedule,
+    SLWDataset,
+    SLWLoader,
+    check_ranks_agree,
+    gather_state,
+    load_state,
+    save_state,
+)
 from slw_data.integrations.accelerate import GatheredState
 
 opened: list[str] = []
@@ -50,7 +62,7 @@ def deliver(folder, steps, save=None, num_workers=0, **_):
             whole = GatheredState(one).state_dict()
             assert whole == gather_state(one) and len(whole["shards"]) == 8 == 8 // world * world
             if rank == 0:
-                Path(f"{folder}/whole{world}.json").write_text(repr(whole))
+                Path(f"{folder}/whole{world}.json").write_text(json.dumps(whole))
     return {"rows": rows, "opened": sorted(set(opened)), "epoch": one.epoch}
 
 
@@ -62,8 +74,36 @@ def resume(folder, steps, saved, way, **_):
     elif way == "files":
         load_state([f"{folder}/own{saved}_{rank}.json" for rank in range(saved)], one)
     else:
-        GatheredState(one).load_state_dict(eval(Path(f"{folder}/whole{saved}.json").read_text()))
+        GatheredState(one).load_state_dict(json.loads(Path(f"{folder}/whole{saved}.json").read_text()))
     return [batch["input_ids"].tolist() for batch in one]
+
+
+class Shuffled:
+    """Documents in an order that is drawn anew for each pass, by this rank's own generator if ``seed`` is None."""
+
+    def __init__(self, seed):
+        self.seed, self.epoch = seed, 0
+        self.own = random.Random(dist.get_rank())
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        docs = [[10 * i + k for k in range(4)] for i in range(300)]
+        (self.own if self.seed is None else random.Random(self.seed + self.epoch)).shuffle(docs)
+        return iter(docs)
+
+
+def unlike(seed, **_):
+    """Every rank reads a stream of its own order, or the same one, over three passes; twice, as two loaders."""
+    found = []
+    for _ in range(2):
+        one = SLWLoader(SLWDataset(Shuffled(seed), ConstantSchedule(4), batch_size=2, total_steps=220), prefetch=0)
+        try:
+            found.append(sum(1 for _ in check_ranks_agree(one)))
+        except DataError as error:
+            found.append(str(error))
+    return found
 
 
 def do(name, options):
