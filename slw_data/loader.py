@@ -73,6 +73,9 @@ class SLWLoader:
         self.pin_memory, self.progress = flag("pin_memory", pin_memory), flag("progress", progress)
         options = worker_options(prefetch_factor, persistent_workers, multiprocessing_context, timeout)
         check_workers(dataset.run, self.num_workers, options)
+        again = dataset.run.read_again(self.num_workers)
+        if again is not None:
+            warn(again)
         self._worker_options = options
         self._source: Direct | Threaded | Workers | None = None
         self._last: tuple[Position | Chunk, int] = dataset.position, 0

@@ -118,6 +118,25 @@ class Run:
         """Whether this rank reads shards of a stream that others do not."""
         return isinstance(self.batches, DividedBatches)
 
+    def read_again(self, num_workers: int) -> str | None:
+        """What to say of a stream that several ranks or workers would each read whole; None if there is nothing to say."""
+        source, readers = self.source, self.ranks.world * max(1, num_workers)
+        if isinstance(source, Stores) or not isinstance(source, Divisible) or source.shards == 1 or readers == 1:
+            return None
+        if self.divided or self.ranks.sharded:
+            return None
+        rows, parts = self.plan.global_rows(0), source.shards
+        fitting = [n for n in range(readers, rows + 1, readers) if rows % n == 0 and (parts is None or parts % n == 0)]
+        write = f"write num_shards={fitting[0]}" if fitting else (
+            f"write num_shards, a multiple of {readers} that divides the {rows} rows of a step"
+            + ("" if parts is None else f" and the {parts} shards of the source")
+        )  # fmt: skip
+        end = "" if self.epochs is None else ", and total_steps"
+        return (
+            f"{self.ranks.world} ranks with {max(1, num_workers)} readers would each read the whole of {source.name}:"
+            f" {write}{end}, and each of them reads a part of its own"
+        )
+
     def received(self, at: Position, messages: Any) -> Iterator[Chunk]:
         """The chunks from ``at`` on, from what workers send (:class:`slw_data.delivery.workers.Messages`)."""
         if isinstance(self.batches, DividedBatches):

@@ -188,3 +188,29 @@ def test_states_that_do_not_belong_together_are_refused():
     refused(lambda: whole.load_state_dict(mixed), "shard 2", "another state", error=StateError)
     whole.load_state_dict([states[0][3], states[1][3]])
     assert whole.step == 4 and len(list(whole)) == 5
+
+
+@pytest.mark.parametrize(
+    ("source", "world", "num_workers", "write"),
+    [
+        ([[1, 2, 3]] * 50, 2, 0, "write num_shards=2, and total_steps"),
+        ([[1, 2, 3]] * 50, 2, 3, "write num_shards=6, and total_steps"),
+        (Counted([[1, 2, 3]] * 50), 1, 4, "write num_shards=4, and total_steps"),
+        ([[1, 2, 3]] * 50, 1, 5, "a multiple of 5 that divides the 12 rows of a step"),
+    ],
+)
+@pytest.mark.filterwarnings("default:.* would each read the whole of")
+def test_readers_that_each_read_everything_are_told_what_to_write(source, world, num_workers, write):
+    shape = shape_of(12, world, 1)
+    dataset = built(source, ConstantSchedule(2), shape, epochs=1)
+    with pytest.warns(UserWarning, match="would each read the whole of") as told:
+        SLWLoader(dataset, num_workers=num_workers)
+    assert len(told) == 1 and write in str(told[0].message)
+
+
+@pytest.mark.filterwarnings("error:.* would each read the whole of")
+def test_one_reader_and_sources_that_cannot_be_divided_are_told_nothing():
+    docs = [[1, 2, 3]] * 50
+    SLWLoader(built(docs, ConstantSchedule(2), shape_of(12, 1, 1)), num_workers=1)
+    SLWLoader(built(lambda: iter(docs), ConstantSchedule(2), shape_of(12, 2, 1)), num_workers=2)
+    SLWLoader(built(docs, ConstantSchedule(2), shape_of(12, 2, 1), num_shards=4, total_steps=9), num_workers=2)
