@@ -60,14 +60,16 @@ class SLWDataset(IterableDataset[Batch]):
         epochs: passes over the source (default 1). Give at most one of total_steps, total_tokens and epochs; with
             either of the first two the source is read again as often as needed.
         shuffle: for stores: permute blocks of the store, anew in each epoch, and deal them to lanes; in modes "segment" and
-            "truncate" whole documents.
+            "truncate" whole documents; in mode "pack" these, and the rows of each window.
         seed: of the permutations.
         num_lanes: readers that rows are dealt to, one after the other. Default: 1; with ``shuffle`` so many that batches are
             as good as random rows, which depends on the store alone (:func:`slw_data.order.lanes.open_lanes`).
         mode: "stream": documents are joined and cut every ``length`` tokens. "segment": a row never holds two documents;
             the rest of the row is padded. "truncate": one row for each document, the rest of it is discarded. "buckets": a
             store's documents are cut into pieces of the run's lengths, the longest first, and a step takes its rows from the
-            pieces of its length, without padding (:class:`slw_data.BucketSchedule`).
+            pieces of its length, without padding (:class:`slw_data.BucketSchedule`). "pack": rows of several whole documents
+            of a store, put together by best fit, with a little padding; only documents that are longer than a row are cut
+            (:mod:`slw_data.order.packing`). None is a context for the next: no label leads from one to another.
         labels: "unshifted": a copy of input_ids, for models that shift inside (Hugging Face). "shifted": the token after
             each, also across the cut. "both": ``labels`` and ``shift_labels``. "none". If "labels" is one of the columns,
             they are made from it.
@@ -77,8 +79,9 @@ class SLWDataset(IterableDataset[Batch]):
             tokens for variable-length attention; see :mod:`slw_data.batch.flat`).
         vocab_size: check that all token ids are below it.
         eos_id: the token that ends a document, where the source does not know its documents.
-        pad_id: fills rows in modes "segment" and "truncate" (attention_mask 0, label -100).
+        pad_id: fills rows in modes "segment", "truncate" and "pack" (attention_mask 0, label -100).
         preserve_eos: in mode "truncate", keep the document's last token as the row's last.
+        bos_id: in mode "pack", the token that each row begins with; the length counts it. Other columns have 0 there.
         sharded: each rank's source is its own part of the data. Needs total_steps.
         dp_rank, dp_world_size: data-parallel coordinates; tensor-, pipeline- and context-parallel peers share them.
             Default: those of ``torch.distributed`` if it is initialised, else 0 of 1.
@@ -112,13 +115,14 @@ class SLWDataset(IterableDataset[Batch]):
         eos_id: int | None = None,
         pad_id: int | None = None,
         preserve_eos: bool = False,
+        bos_id: int | None = None,
         sharded: bool = False,
         dp_rank: int | None = None,
         dp_world_size: int | None = None,
         mesh: Any = None,
     ) -> None:
         super().__init__()
-        form = Form(mode, labels, columns, extras, vocab_size, eos_id, pad_id, preserve_eos)
+        form = Form(mode, labels, columns, extras, vocab_size, eos_id, pad_id, preserve_eos, bos_id)
         order = Shuffle(shuffle, seed, num_lanes)
         ranks = Ranks.of(dp_rank, dp_world_size, mesh, sharded)
         opened = open_source(source, form.columns, mode=form.mode, vocab_size=form.vocab_size, eos_id=form.eos_id)
@@ -179,6 +183,12 @@ class SLWDataset(IterableDataset[Batch]):
     def tokens_discarded(self) -> int:
         """Tokens thrown away so far by mode "truncate", over all ranks, in the steps that this object has delivered."""
         return self._at.cursor.discarded if self._at.cursor is not None else 0
+
+    @property
+    def tokens_padded(self) -> int:
+        """Padding so far, over all ranks, in the steps that this object has delivered: of modes "segment", "truncate" and
+        "pack"."""
+        return self.run.padding(self._at)
 
     def describe(self) -> str:
         """The stages as a table, and below it the order: how many documents a step and 100 steps hold, and what is left over

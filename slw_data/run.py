@@ -26,9 +26,18 @@ from slw_data.cached import cached
 from slw_data.errors import DataError, ScheduleError, StateError, warn
 from slw_data.order.buckets import BucketRows, Buckets
 from slw_data.order.circle import DocumentRows, Documents
-from slw_data.order.diversity import describe_buckets, describe_documents, describe_order, documents_in, neighbours, pieces_of
+from slw_data.order.diversity import (
+    describe_buckets,
+    describe_documents,
+    describe_order,
+    describe_packed,
+    documents_in,
+    neighbours,
+    pieces_of,
+)
 from slw_data.order.documents import DocumentOrder
 from slw_data.order.lanes import open_lanes
+from slw_data.order.packing import PackedRows, Windows
 from slw_data.order.position import Position
 from slw_data.order.store import StoreOrder
 from slw_data.plan import SequenceLengthPlan
@@ -88,6 +97,10 @@ class Run:
     def leftover(self, end: Position) -> int | None:
         """Tokens of all ranks that the end of the data leaves over where the run ends at ``end``."""
         return self.batches.order.leftover(end)
+
+    def padding(self, at: Position) -> int:
+        """Padding in all rows that all ranks have delivered at a position."""
+        return self.identity.room(at) - self.identity.tokens(at)
 
     def check_workers(self, num_workers: int) -> None:
         """DataError if the source cannot be read by worker processes."""
@@ -252,7 +265,8 @@ def open_run(
     """Join them: rows by arithmetic from a store, or cut from the documents of a stream."""
     if ranks.sharded and epochs is not None:
         raise ValueError("sharded=True needs total_steps: no rank can know where the others' data ends")
-    builder = BatchBuilder(form.labels, tuple(form.columns), tuple(form.extras), form.padded, _flat_tokens(form, plan))
+    flat, apart = _flat_tokens(form, plan), form.mode == "pack"
+    builder = BatchBuilder(form.labels, tuple(form.columns), tuple(form.extras), form.padded and flat is None, flat, apart)
     local, rank = (plan.of_one_rank(), 0) if ranks.sharded else (plan, ranks.rank)
     batches: Batches
     if isinstance(source, Stores):
@@ -263,12 +277,12 @@ def open_run(
         batches = StreamBatches(cuts, _reading(BlockTokens(source.name), form, builder, form.documents), rank)
     vocabulary = "" if form.vocab_size is None else f", vocabulary of {form.vocab_size}"
     shard = (ranks.rank, ranks.world) if ranks.sharded else None
-    identity = Identity(plan, batches.order, source.fingerprint + vocabulary, shard, form.padded)
+    identity = Identity(plan, batches.order, source.fingerprint + vocabulary, shard, form.padded, form.bos_id is not None)
     return Run(plan, source, ranks, epochs, batches, builder, identity)
 
 
 def _reading(tokens: Tokens, form: Form, builder: BatchBuilder, documents: bool) -> Reading:
-    return Reading(tokens, builder.parts, documents, form.vocab_size, form.padded, form.pad_id or 0)
+    return Reading(tokens, builder.parts, documents, form.vocab_size, form.padded, form.pad_id or 0, form.bos_id)
 
 
 def _store_batches(
@@ -286,9 +300,13 @@ def _store_batches(
         pieces = Buckets(source.bounds, tuple(schedule.lengths) if isinstance(schedule, BucketSchedule) else plan.lengths)
         of_buckets = BucketRows(pieces, plan, shuffle.shuffle, shuffle.seed, epochs)
         return StoreBatches(of_buckets, _reading(tokens, form, builder, False), rank, partial(describe_buckets, of_buckets))
-    if form.padded:  # a row holds one document, so none begins within it
+    if form.padded:
         eos_id = form.eos_id if source.documents is None else None
         documents = Documents(source.bounds, shuffle.shuffle, shuffle.seed, epochs, eos_id)
+        if form.mode == "pack":
+            packed = PackedRows(Windows(documents, 0 if form.bos_id is None else 1), plan)
+            return StoreBatches(packed, _reading(tokens, form, builder, False), rank, partial(describe_packed, packed))
+        # a row holds one document, so none begins within it
         rows = DocumentRows(documents, plan, shuffle.num_lanes or documents.lanes, form.mode, form.preserve_eos)
         return StoreBatches(rows, _reading(tokens, form, builder, False), rank, partial(describe_documents, rows))
     lanes = open_lanes(source.num_tokens, shuffle.num_lanes, shuffle=shuffle.shuffle, seed=shuffle.seed)
@@ -315,8 +333,8 @@ def _warn_of_neighbours(order: StoreOrder, source: Stores, eos_id: int | None) -
 
 
 def _check_stream(source: DocumentStream, mode: str, shuffle: Shuffle, ranks: Ranks) -> None:
-    if mode == "buckets":
-        raise ValueError(f"mode='buckets' chooses among all documents, and {source.name} is a stream: save it as a store first")
+    if mode in ("buckets", "pack"):
+        raise ValueError(f"mode={mode!r} chooses among many documents, and {source.name} is a stream: save it as a store first")
     if shuffle.shuffle:
         raise ValueError("shuffle=True permutes a store; shuffle a stream at its source, or save it as a store first")
     if source.sharded is not None and not ranks.sharded:
@@ -335,8 +353,8 @@ def _flat_tokens(form: Form, plan: SequenceLengthPlan) -> int | None:
     """Tokens of a batch that is one flat row; None: batches are rectangles."""
     if "cu_seq_lens" not in form.extras:
         return None
-    if form.padded:
-        raise ValueError(f"'cu_seq_lens' joins rows without padding, and mode={form.mode!r} pads them: use mode='stream'")
+    if form.mode in ("segment", "truncate"):
+        raise ValueError(f"'cu_seq_lens' joins full rows, and mode={form.mode!r} pads them: use mode='pack' or 'stream'")
     if not isinstance(plan.tokens_per_batch, int):
         budget = plan.tokens_per_batch
         got = f"batch_size={plan.batch_size}" if budget is None else f"tokens_per_batch={budget!r}"

@@ -29,13 +29,14 @@ EXTRAS = ("position_ids", "document_ids", "step", "cu_seq_lens")
 @dataclass(frozen=True)
 class BatchBuilder:
     """Makes the batches of a chunk. ``masked``: rows may be padded, so an ``attention_mask`` goes with them. ``flat``:
-    tokens of a batch that is one row."""
+    tokens of a batch that is one row. ``apart``: no document of a row is a context for the next."""
 
     labels: str
     columns: tuple[str, ...]
     extras: tuple[str, ...]
     masked: bool
     flat: int | None
+    apart: bool = False
 
     @property
     def parts(self) -> dict[str, tuple[str, int]]:
@@ -78,7 +79,7 @@ class BatchBuilder:
         """What each tensor is made of: arrays whose i-th item has the values of batch i."""
         values = {"input_ids": chunk.view(chunk.columns["input_ids"])}
         if self.labels in ("unshifted", "both"):
-            values["labels"] = self._target(chunk, "labels", chunk.valid)
+            values["labels"] = self._target(chunk, "labels", self._valid(chunk))
         if self.labels in ("shifted", "both"):
             values["labels" if self.labels == "shifted" else "shift_labels"] = self._target(chunk, "next", chunk.valid_next)
         if self.masked and chunk.valid is not None:
@@ -88,6 +89,12 @@ class BatchBuilder:
                 values[name] = chunk.view(chunk.columns[name])
         values.update(self._extra(chunk))
         return values
+
+    def _valid(self, chunk: Chunk) -> npt.NDArray[np.bool_] | None:
+        """Which tokens are targets of a model that shifts its labels; None: all."""
+        if not self.apart or chunk.valid is None or chunk.starts is None:
+            return chunk.valid
+        return chunk.valid & ~chunk.starts
 
     @staticmethod
     def _target(chunk: Chunk, part: str, valid: npt.NDArray[np.bool_] | None) -> Array:
@@ -107,12 +114,22 @@ class BatchBuilder:
             starts[:, :, 0] = True
             if "position_ids" in wanted:
                 column = np.arange(chunk.length, dtype=np.int64)
-                extra["position_ids"] = column - np.maximum.accumulate(np.where(starts, column, 0), axis=2)
+                begins = starts if self.flat is None or chunk.valid is None else starts | _padding_begins(chunk)
+                extra["position_ids"] = column - np.maximum.accumulate(np.where(begins, column, 0), axis=2)
             if "document_ids" in wanted:
                 extra["document_ids"] = np.cumsum(starts, axis=2, dtype=np.int64) - 1
         if "step" in wanted:
             extra["step"] = chunk.stage.start + np.array(chunk.numbers, dtype=np.int64) // chunk.stage.grad_accum_steps
         return {name: extra[name] for name in wanted}
+
+
+def _padding_begins(chunk: Chunk) -> npt.NDArray[np.bool_]:
+    """True where the padding of each row begins, (batches, rows, length)."""
+    assert chunk.valid is not None
+    valid = chunk.final(chunk.valid)
+    begins = np.zeros_like(valid)
+    begins[:, :, 1:] = valid[:, :, :-1] & ~valid[:, :, 1:]
+    return begins
 
 
 def _unfit(parts: list[Array]) -> list[int]:

@@ -13,7 +13,7 @@ from slw_data.batch.building import EXTRAS, LABELS
 
 __all__ = ["MODES", "Form"]
 
-MODES = ("stream", "segment", "truncate", "buckets")
+MODES = ("stream", "segment", "truncate", "buckets", "pack")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Form:
     eos_id: int | None = None
     pad_id: int | None = None
     preserve_eos: bool = False
+    bos_id: int | None = None
 
     def __post_init__(self) -> None:
         vocabulary = None if self.vocab_size is None else integer("vocab_size", self.vocab_size, at_least=1)
@@ -40,6 +41,7 @@ class Form:
             "eos_id": token_id("eos_id", self.eos_id, vocabulary),
             "pad_id": token_id("pad_id", self.pad_id, vocabulary),
             "preserve_eos": flag("preserve_eos", self.preserve_eos),
+            "bos_id": token_id("bos_id", self.bos_id, vocabulary),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -50,7 +52,7 @@ class Form:
     @property
     def padded(self) -> bool:
         """Whether rows may hold padding."""
-        return self.mode in ("segment", "truncate")
+        return self.mode in ("segment", "truncate", "pack")
 
     @property
     def documents(self) -> bool:
@@ -60,8 +62,13 @@ class Form:
     def _check_mode(self) -> None:
         """Options that the mode has no use for, or that it lacks."""
         if not self.padded and (self.pad_id is not None or self.preserve_eos):
-            raise ValueError(f"pad_id and preserve_eos are of modes 'segment' and 'truncate': mode {self.mode!r} pads nothing")
+            raise ValueError(
+                "pad_id is of modes 'segment', 'truncate' and 'pack', preserve_eos of 'truncate':"
+                f" mode {self.mode!r} pads nothing"
+            )
         if self.padded and self.pad_id is None:
             raise ValueError(f"mode={self.mode!r} pads rows, and needs pad_id: the id to pad with (such as eos_id)")
         if self.preserve_eos and self.mode != "truncate":
             raise ValueError(f"preserve_eos is of mode 'truncate', where tokens are discarded; mode is {self.mode!r}")
+        if self.bos_id is not None and self.mode != "pack":
+            raise ValueError(f"bos_id is of mode 'pack', where it begins each row; mode is {self.mode!r}: leave it out")
