@@ -253,6 +253,7 @@ DATASET = {
     "eos_id": None,
     "pad_id": None,
     "preserve_eos": False,
+    "bos_id": None,
     "sharded": False,
     "dp_rank": None,
     "dp_world_size": None,

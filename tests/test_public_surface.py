@@ -36,7 +36,7 @@ SURFACE = {
         "(source, schedule_or_plan, *, batch_size=None, tokens_per_batch=None, grad_accum_steps=1, total_steps=None,"
         " total_tokens=None, epochs=None, shuffle=False, seed=0, num_lanes=None, mode='stream', labels='unshifted',"
         " columns=('input_ids',), extras=(), vocab_size=None, eos_id=None, pad_id=None, preserve_eos=False,"
-        " sharded=False, dp_rank=None, dp_world_size=None, mesh=None)"
+        " bos_id=None, sharded=False, dp_rank=None, dp_world_size=None, mesh=None)"
     ),
     "SLWLoader": (
         "(dataset, *, num_workers=0, prefetch=2, pin_memory=False, prefetch_factor=None, persistent_workers=False,"

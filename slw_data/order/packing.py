@@ -235,7 +235,7 @@ class Windows:
         found = []
         for start in range(numbers.start, numbers.stop, _TOGETHER):
             some = range(start, min(start + _TOGETHER, numbers.stop))
-            firsts = np.array([self.first(number) for number in range(some.start, some.stop + 1)])
+            firsts = [self.first(number) for number in range(some.start, some.stop + 1)]
             _, sizes = self.documents.opened(firsts[0], firsts[-1])
             counts = np.diff(firsts)
             table = np.zeros((len(some), self.size), np.int64)
