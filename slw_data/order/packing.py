@@ -30,10 +30,10 @@ from slw_data.order.position import Position
 from slw_data.order.spans import Spans
 from slw_data.plan import SequenceLengthPlan, Stage
 
-__all__ = ["Fragments", "Packed", "PackedRows", "Packer", "Rows", "count_rows", "pack"]
+__all__ = ["Fragments", "Packed", "PackedRows", "Packer", "Rows", "Windows", "count_rows", "pack"]
 
 _TOGETHER = 1024  # windows at most that are counted at once: what they need stays in the cache
-_WORTH = 5  # a window is counted in a fifth of the time for each token of the length if it is counted alone
+_WORTH = 16  # going through so many sizes for all windows costs about as much as packing one
 
 
 # -- one window -------------------------------------------------------------------------------------------------------
@@ -148,37 +148,40 @@ def count_rows(sizes: Ints, room: int) -> Ints:
     room for the size are a pile, the least room on top: ``top`` is that room, and ``below`` the room of what lies under it.
     Items go into the top, and what they leave of it is put down until its size comes. Below all lies a row that is empty.
     """
-    windows, half = len(sizes), room // 2
-    window, empty = np.arange(windows), 1 << 14
-    counts = np.bincount((sizes % room * windows + window[:, None]).ravel(), minlength=room * windows)
-    items = counts.astype(np.int16).reshape(room, windows)
-    rows = np.zeros((room + 1, windows), np.int16)  # by the room that they have
-    rows[1 : room - half] = items[:half:-1]  # one item each that shares with no other of its kind
+    windows, half, empty = len(sizes), room // 2, 1 << 14
+    shift = (windows - 1).bit_length()  # what is kept of room r of window w is at r << shift | w
+    stride = 1 << shift
+    counts = np.bincount(((sizes % room << shift) + np.arange(windows)[:, None]).ravel(), minlength=room * stride)
+    items = counts.astype(np.int16).reshape(room, stride)
+    rows = np.zeros((room + 1, stride), np.int16)
+    rows[1 : room - half] = items[:half:-1]  # each of one item that shares with no other of its kind
     rows[room] = empty
-    flat, below, top = rows.reshape(-1), np.empty((room + 1) * windows, np.int32), room * windows + window
+    flat, below, top = rows.reshape(-1), np.empty((room + 1) * stride, np.int32), (room << shift) + np.arange(stride)
     for size in range(half, 0, -1):
-        some = np.flatnonzero(rows[size])
-        below[size * windows + some], top[some] = top[some], size * windows + some
-        some = np.flatnonzero(items[size])
+        some = rows[size].nonzero()[0]
+        at = (size << shift) + some
+        below[at], top[some] = top[some], at
+        some = items[size].nonzero()[0]
         wanted = items[size, some]
         while some.size:
             at = top[some]
-            room_there = at // windows
-            fit, there = room_there // size, flat[at]
-            filled = np.minimum(wanted // fit, there)
+            there, room_there = flat[at], at >> shift
+            fit = room_there // size
+            filled = np.minimum(wanted // fit, there).astype(np.int16)
             wanted, there = wanted - filled * fit, there - filled
-            flat[room_there % size * windows + some] += filled
-            part = np.flatnonzero((wanted > 0) & (there > 0))  # one row more takes the last items, and has room yet
-            there[part] -= 1
+            flat[(room_there - fit * size << shift) + some] += filled
+            shared = (wanted * there).nonzero()[0]  # one row more takes the last items, and has room yet
+            there[shared] -= 1
             flat[at] = there
-            used = np.flatnonzero(there == 0)
+            used = (there == 0).nonzero()[0]
             top[some[used]] = below[at[used]]
-            shared = at[part] - wanted[part] * (size * windows)
-            flat[shared], below[shared], top[some[part]] = 1, top[some[part]], shared
-            wanted[part] = 0
-            more = np.flatnonzero(wanted)
+            if shared.size:
+                at, some_of = at[shared] - (wanted[shared] * size << shift), some[shared]
+                flat[at], below[at], top[some_of], wanted[shared] = 1, top[some_of], at, 0
+            more = wanted.nonzero()[0]
             some, wanted = some[more], wanted[more]
-    total: Ints = (sizes // room).sum(axis=1) + items[half + 1 :].sum(axis=0) + empty - rows[room]
+    shared_rows = (items[half + 1 :].sum(axis=0) + empty - rows[room])[:windows]
+    total: Ints = (sizes // room).sum(axis=1) + shared_rows
     return total
 
 
