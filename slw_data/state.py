@@ -84,9 +84,12 @@ class Identity:
         return self.plan.tokens_before(at.step) + (rows * self.plan.length(at.step) if rows else 0)
 
     def room(self, at: Position) -> int:
-        """Tokens of the source that the rows hold which all ranks have delivered, if none is padding."""
+        """Tokens of the source that the rows hold which all ranks have delivered (with ``sharded=True`` this rank), if none is
+        padding."""
         tokens = self.tokens(at._replace(tokens=None))
-        return tokens - self.plan.rows_before(at.step) - self.rows_within(at) if self.begun else tokens
+        if self.begun:
+            tokens -= self.plan.rows_before(at.step) + self.rows_within(at)
+        return tokens // self.shard[1] if self.shard else tokens
 
     def epoch(self, at: Position) -> int:
         """The pass over the source that the next row begins in."""
