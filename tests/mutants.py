@@ -334,7 +334,7 @@ FAULTS = [
     ("pieces stay apart", "order/packing.py", "| (places[1:] != places[:-1] + sizes[:-1])", "| True", "packing"),
     ("one order of rows for all windows", "order/packing.py", "*divmod(number, self.in_pass)) if", "0, 0) if", "packing"),
     ("a window used up is the cursor", "order/packing.py", "if taken == rows.count:\n", "if False:\n", "packing"),
-    ("former lengths are forgotten", "order/packing.py", "_before = self._at(rows, self._taken).rows", "_before = ()", "packing"),
+    ("former lengths are lost", "order/packing.py", "_before = self._at(rows, self._taken).rows", "_before = ()", "packing"),
     ("filled rows are counted as one", "order/packing.py", "+ some] += filled", "+ some] += 1", "packing"),
     ("a label leads to the next document", "batch/building.py", "chunk.valid & ~chunk.starts", "chunk.valid", "packing"),
     ("a label after the last token", "order/packing.py", "sizes - 1 + follows + begins", "sizes + begins", "packing"),
