@@ -23,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from slw_data.arguments import shown
+from slw_data.cached import cached
 from slw_data.errors import ScheduleError, StateError
 from slw_data.order.circle import Documents, whole_steps
 from slw_data.order.permutation import Ints, permute
@@ -32,7 +33,7 @@ from slw_data.plan import SequenceLengthPlan, Stage
 
 __all__ = ["Fragments", "Packed", "PackedRows", "Packer", "Rows", "Windows", "count_rows", "pack"]
 
-_TOGETHER = 1024  # windows at most that are counted at once: what they need stays in the cache
+_TOGETHER = 512  # windows at most that are counted at once: what they need stays in the cache
 _WORTH = 16  # going through so many sizes for all windows costs about as much as packing one
 
 
@@ -73,69 +74,89 @@ def best_fit(sizes: Ints, room: int) -> tuple[Ints, int]:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of a window, in the order of their delivery. Row r has pieces ``bounds[r]`` to ``bounds[r + 1]``.
+    """The rows of a window: those that one fragment fills, in the order of the fragments, and then those of several, as they
+    were opened. In these fragments keep their order. Rows are delivered in this order, or permuted.
 
     Args:
         length: tokens in a row.
-        pieces: where each piece begins, its tokens, and where its document ends.
-        fragments: int64 (pieces,), the fragment that each was cut from.
-        bounds: int64 (rows + 1,).
-        tokens: int64 (rows + 1,), those in all rows before each.
+        room: of these the fragments'.
+        fragments: what was packed.
+        full: int64 (fragments + 1,), full rows before each fragment, and all.
+        rests: the fragments that have a rest, or are one, row by row.
+        bounds: int64 (rows of several + 1,), where in ``rests`` each of these rows begins.
+        order: which row comes when; None: they come as they are.
     """
 
     length: int
-    pieces: Fragments
-    fragments: Ints
+    room: int
+    fragments: Fragments
+    full: Ints
+    rests: Ints
     bounds: Ints
-    tokens: Ints
+    order: Ints | None
 
     @property
     def count(self) -> int:
-        return len(self.bounds) - 1
+        return int(self.full[-1]) + len(self.bounds) - 1
 
-    def of(self, rows: Ints) -> tuple[Ints, Fragments]:
-        """The pieces of some rows, one after the other; and for each the number of its row in ``rows``."""
-        counts = self.bounds[rows + 1] - self.bounds[rows]
+    def of(self, rows: Ints) -> tuple[Ints, Ints, Fragments]:
+        """``(row, fragment, pieces)`` of the ``rows``-th rows to be delivered, one after the other: of each piece the number
+        of its row in ``rows``, and the fragment that it was cut from."""
+        rows = rows if self.order is None else self.order[rows]
+        first = self._pieces_before(rows)
+        counts = self._pieces_before(rows + 1) - first
         row = np.repeat(np.arange(len(rows)), counts)
-        piece = np.arange(len(row)) + (self.bounds[rows] - np.cumsum(counts) + counts)[row]
-        return row, Fragments(*(values[piece] for values in self.pieces))
+        piece = np.arange(len(row)) + (first - np.cumsum(counts) + counts)[row]
+        fragment = np.searchsorted(self.full, piece, side="right") - 1
+        rest = np.flatnonzero(piece >= self.full[-1])
+        fragment[rest] = self.rests[piece[rest] - self.full[-1]]
+        behind = np.minimum(piece, self.full[fragment + 1]) - self.full[fragment]
+        places, sizes, ends = (values[fragment] for values in self.fragments)
+        sizes = np.minimum(sizes - behind * self.room, self.room)
+        return row, fragment, Fragments(places + behind * self.room, sizes, ends)
+
+    def _pieces_before(self, rows: Ints) -> Ints:
+        """How many pieces there are in the rows before, not permuted."""
+        full = int(self.full[-1])
+        pieces: Ints = np.minimum(rows, full) + self.bounds[np.maximum(rows - full, 0)]
+        return pieces
+
+    @cached
+    def missing(self) -> tuple[Ints, Ints]:
+        """Which rows are those of several, as they are delivered, and the room left in all before each of them, and in all."""
+        sizes = self.fragments.sizes[self.rests] % self.room
+        left = self.room - np.diff(np.append(0, np.cumsum(sizes))[self.bounds])
+        if self.order is None:
+            return np.arange(self.full[-1], self.count), np.append(0, np.cumsum(left))
+        rows = np.flatnonzero(self.order >= self.full[-1])
+        return rows, np.append(0, np.cumsum(left[self.order[rows] - self.full[-1]]))
+
+    def tokens(self, row: int) -> int:
+        """Tokens in the rows that are delivered before ``row``."""
+        rows, missing = self.missing
+        return row * self.room - int(missing[np.searchsorted(rows, row)])
 
     def after(self, row: int) -> Fragments:
         """What is left to pack anew from ``row`` on: pieces of one fragment that are neighbours are one."""
-        left = np.arange(self.bounds[row], self.bounds[-1])
-        left = left[np.lexsort((self.pieces.places[left], self.fragments[left]))]
-        (places, sizes, ends), fragments = (values[left] for values in self.pieces), self.fragments[left]
-        begins = np.ones(len(left), np.bool_)
-        begins[1:] = (fragments[1:] != fragments[:-1]) | (places[1:] != places[:-1] + sizes[:-1])
+        _, fragment, pieces = self.of(np.arange(row, self.count))
+        order = np.lexsort((pieces.places, fragment))
+        (places, sizes, ends), fragment = (values[order] for values in pieces), fragment[order]
+        begins = np.ones(len(order), np.bool_)
+        begins[1:] = (fragment[1:] != fragment[:-1]) | (places[1:] != places[:-1] + sizes[:-1])
         first = np.flatnonzero(begins)
         return Fragments(places[first], np.add.reduceat(sizes, first), ends[first])
 
 
 def pack(fragments: Fragments, length: int, room: int, key: tuple[int, ...] | None) -> Rows:
-    """Rows of ``room`` tokens: those that one fragment fills, in the order of the fragments, and those of several, as they
-    were opened; or permuted by ``key``. In a row fragments keep their order."""
-    counts = -(-fragments.sizes // room)
-    fragment = np.repeat(np.arange(len(counts)), counts)
-    behind = (np.arange(len(fragment)) - np.repeat(np.cumsum(counts) - counts, counts)) * room
-    places, sizes = fragments.places[fragment] + behind, np.minimum(fragments.sizes[fragment] - behind, room)
-    full, rest = np.flatnonzero(sizes == room), np.flatnonzero(sizes < room)
-    row, opened = best_fit(sizes[rest], room)
+    """Rows of ``room`` tokens, in an order permuted by ``key``, if any."""
+    full = np.append(0, np.cumsum(fragments.sizes // room))
+    rests = np.flatnonzero(fragments.sizes % room)
+    row, opened = best_fit(fragments.sizes[rests] % room, room)
     in_order = np.argsort(row, kind="stable")
-    piece = np.concatenate([full, rest[in_order]])
-    bounds = np.concatenate([np.arange(len(full)), len(full) + np.searchsorted(row[in_order], np.arange(opened + 1))])
-    pieces = Fragments(places[piece], sizes[piece], fragments.ends[fragment[piece]])
-    tokens = np.append(0, np.cumsum(pieces.sizes))[bounds]
-    rows = Rows(length, pieces, fragment[piece], bounds, tokens)
-    return rows if key is None else _permuted(rows, key)
-
-
-def _permuted(rows: Rows, key: tuple[int, ...]) -> Rows:
-    order = permute(np.arange(rows.count), rows.count, key)
-    counts = np.diff(rows.bounds)[order]
-    bounds = np.append(0, np.cumsum(counts))
-    piece = np.arange(bounds[-1]) + np.repeat(rows.bounds[order] - bounds[:-1], counts)
-    tokens = np.append(0, np.cumsum(np.diff(rows.tokens)[order]))
-    return Rows(rows.length, Fragments(*(values[piece] for values in rows.pieces)), rows.fragments[piece], bounds, tokens)
+    bounds = np.searchsorted(row[in_order], np.arange(opened + 1))
+    count = int(full[-1]) + opened
+    order = None if key is None else permute(np.arange(count), count, key)
+    return Rows(length, room, fragments, full, rests[in_order], bounds, order)
 
 
 # -- many windows -----------------------------------------------------------------------------------------------------
@@ -234,7 +255,8 @@ class Windows:
         """``(rows, tokens)`` of windows, int64 (windows,)."""
         if not self.worth(len(numbers), length):
             packed = [self.pack(number, self.fragments(number), length) for number in numbers]
-            return np.array([rows.count for rows in packed], np.int64), np.array([rows.tokens[-1] for rows in packed], np.int64)
+            counts, tokens = [one.count for one in packed], [one.tokens(one.count) for one in packed]
+            return np.array(counts, np.int64), np.array(tokens, np.int64)
         found = []
         for start in range(numbers.start, numbers.stop, _TOGETHER):
             some = range(start, min(start + _TOGETHER, numbers.stop))
@@ -338,11 +360,11 @@ class Packer:
             rows, before = self._open(length), self._taken - done  # row r of these is row before + r of the window
             stop = min(total, rows.count - before)
             mine = slice(*np.searchsorted(own, [done, stop]))
-            run, pieces = rows.of(own[mine] + before)
+            run, _, pieces = rows.of(own[mine] + before)
             found.append((run + mine.start, *pieces))
             ends = slice(*np.searchsorted(stops, [done, stop], side="right"))
             for taken in (stops[ends] + before).tolist():
-                after.append((self._at(rows, taken), self.delivered + int(rows.tokens[taken] - rows.tokens[self._taken])))
+                after.append((self._at(rows, taken), self.delivered + rows.tokens(taken) - rows.tokens(self._taken)))
             self._pass_rows(stop - done)
             done = stop
         run, *values = (np.concatenate(part) for part in zip(*found, strict=True))
@@ -370,7 +392,7 @@ class Packer:
         """Pass over rows of this window."""
         rows = self._rows
         assert rows is not None
-        self.delivered += int(rows.tokens[self._taken + count] - rows.tokens[self._taken])
+        self.delivered += rows.tokens(self._taken + count) - rows.tokens(self._taken)
         self._taken += count
         if self._taken == rows.count:
             self.window += 1
@@ -438,9 +460,9 @@ class PackedRows:
         """What one iteration looks up rows with, from ``at`` on."""
         return Reader(Packer(self.windows, at.cursor, at.tokens or 0))
 
-    def limit(self, stage: Stage, batch: int) -> int | None:
-        """None: rows of others cost no memory."""
-        return None
+    def limit(self, stage: Stage, batch: int) -> int:
+        """The batch up to which rows are looked up at once: windows of all ranks are counted, and there may be many."""
+        return batch + max(1, _TOGETHER * self.windows.tokens // (stage.rows * stage.length * self.plan.world_size))
 
     def enough(self, stage: Stage, batches: range, reader: Reader) -> range:
         """As many of ``batches`` as the data suffices for: those of whole steps."""
