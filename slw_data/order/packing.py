@@ -33,7 +33,8 @@ from slw_data.plan import SequenceLengthPlan, Stage
 
 __all__ = ["Fragments", "Packed", "PackedRows", "Packer", "Rows", "Windows", "count_rows", "pack"]
 
-_TOGETHER = 512  # windows at most that are counted at once: what they need stays in the cache
+_TOGETHER = 1024  # windows at most that are counted at once: what they need stays in the cache
+_AT_ONCE = 1 << 22  # rows of all ranks at most that are gone through at once
 _WORTH = 16  # going through so many sizes for all windows costs about as much as packing one
 
 
@@ -255,8 +256,8 @@ class Windows:
         """``(rows, tokens)`` of windows, int64 (windows,)."""
         if not self.worth(len(numbers), length):
             packed = [self.pack(number, self.fragments(number), length) for number in numbers]
-            counts, tokens = [one.count for one in packed], [one.tokens(one.count) for one in packed]
-            return np.array(counts, np.int64), np.array(tokens, np.int64)
+            both = np.array([(one.count, one.tokens(one.count)) for one in packed], np.int64).reshape(-1, 2)
+            return both[:, 0], both[:, 1]
         found = []
         for start in range(numbers.start, numbers.stop, _TOGETHER):
             some = range(start, min(start + _TOGETHER, numbers.stop))
@@ -462,7 +463,8 @@ class PackedRows:
 
     def limit(self, stage: Stage, batch: int) -> int:
         """The batch up to which rows are looked up at once: windows of all ranks are counted, and there may be many."""
-        return batch + max(1, _TOGETHER * self.windows.tokens // (stage.rows * stage.length * self.plan.world_size))
+        rows = stage.rows * self.plan.world_size
+        return batch + max(1, min(_AT_ONCE, _TOGETHER * self.windows.tokens // stage.length) // rows)
 
     def enough(self, stage: Stage, batches: range, reader: Reader) -> range:
         """As many of ``batches`` as the data suffices for: those of whole steps."""
