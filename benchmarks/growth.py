@@ -29,7 +29,7 @@ from slw_data import ConstantSchedule, SLWDataset, SLWLoader, open_tokens
 
 ROWS, LENGTH = 16, 256
 RANK_ROWS, WORLDS = 32, (1, 8, 64, 512, 4096)
-MODES = ("stream", "segment", "truncate", "buckets")
+MODES = ("stream", "segment", "truncate", "buckets", "pack")
 FLAT = 1.25  # times the cheapest line: what is within the noise
 
 
@@ -67,7 +67,7 @@ def of_one_rank(source: Any, mode: str, length: int, shuffle: bool, world: int) 
         batch_size=RANK_ROWS,
         total_steps=2 * 10**8,
         mode=mode,
-        pad_id=0 if mode in ("segment", "truncate") else None,
+        pad_id=0 if mode in ("segment", "truncate", "pack") else None,
         labels="none",
         shuffle=shuffle,
         dp_rank=world // 2,

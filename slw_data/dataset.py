@@ -61,7 +61,7 @@ class SLWDataset(IterableDataset[Batch]):
         epochs: passes over the source (default 1). Give at most one of total_steps, total_tokens and epochs; with
             either of the first two the source is read again as often as needed.
         shuffle: for stores: permute blocks of the store, anew in each epoch, and deal them to lanes; in modes "segment" and
-            "truncate" whole documents.
+            "truncate" whole documents; in mode "pack" these, and the rows of each window.
         seed: of the permutations and draws.
         num_lanes: readers that rows are dealt to, one after the other. Default: 1; with ``shuffle`` so many that batches are
             as good as random rows, which depends on the store alone (:func:`slw_data.order.lanes.open_lanes`).
@@ -73,7 +73,10 @@ class SLWDataset(IterableDataset[Batch]):
         mode: "stream": documents are joined and cut every ``length`` tokens. "segment": a row never holds two documents;
             the rest of the row is padded. "truncate": one row for each document, the rest of it is discarded. "buckets": a
             store's documents are cut into pieces of the run's lengths, the longest first, and a step takes its rows from the
-            pieces of its length, without padding (:class:`slw_data.BucketSchedule`). "window": rows are those of mode "stream"
+            pieces of its length, without padding (:class:`slw_data.BucketSchedule`). "pack": rows of several whole documents
+            of a store, put together by best fit, with a little padding; only documents that are longer than a row are cut
+            (:mod:`slw_data.order.packing`). None is a context for the next: no label leads from one to another.
+            "window": rows are those of mode "stream"
             at the schedule's largest length, at every step, and the scheduled length is a window that extras cut them into, for
             masks (SkyLadder, arXiv 2503.15450). ``plan`` and all counts are of the rows; labels are those of mode "stream". A
             schedule that is only a callable needs an attribute ``max_length``.
@@ -87,7 +90,8 @@ class SLWDataset(IterableDataset[Batch]):
             tokens for variable-length attention; see :mod:`slw_data.batch.flat`).
         vocab_size: check that all token ids are below it.
         eos_id: the token that ends a document, where the source does not know its documents.
-        pad_id: fills rows in modes "segment" and "truncate" (attention_mask 0, label -100), and flat rows (there 0 without it).
+        pad_id: fills rows in modes "segment", "truncate" and "pack" (attention_mask 0, label -100), and flat rows (there 0
+            without it).
         preserve_eos: in mode "truncate", keep the document's last token as the row's last.
         max_documents: with "cu_seq_lens", bounds for so many sequences in every batch: rows, windows and documents in them, and
             what is left over of the flat row. Those that a batch has not are empty, and max_length is one number for each
@@ -98,6 +102,7 @@ class SLWDataset(IterableDataset[Batch]):
             context parallelism. Where all are multiples already (lengths and tokens_per_batch are, and no document begins
             within a row), nothing is padded. Else give max_documents: a flat row has tokens_per_batch + max_documents *
             (flat_multiple_of - 1) tokens, rounded up to a multiple.
+        bos_id: in mode "pack", the token that each row begins with; the length counts it. Other columns have 0 there.
         sharded: each rank's source is its own part of the data. Needs total_steps.
         dp_rank, dp_world_size: data-parallel coordinates; tensor-, pipeline- and context-parallel peers share them.
             Default: those of ``torch.distributed`` if it is initialised, else 0 of 1.
@@ -135,6 +140,7 @@ class SLWDataset(IterableDataset[Batch]):
         preserve_eos: bool = False,
         max_documents: int | str | None = None,
         flat_multiple_of: int = 1,
+        bos_id: int | None = None,
         sharded: bool = False,
         dp_rank: int | None = None,
         dp_world_size: int | None = None,
@@ -142,7 +148,7 @@ class SLWDataset(IterableDataset[Batch]):
     ) -> None:
         super().__init__()
         form = Form(
-            mode, labels, columns, extras, vocab_size, eos_id, pad_id, preserve_eos, max_documents, flat_multiple_of
+            mode, labels, columns, extras, vocab_size, eos_id, pad_id, preserve_eos, max_documents, flat_multiple_of, bos_id
         )
         order = Shuffle(shuffle, seed, num_lanes, num_shards, shuffle_buffer)
         ranks = Ranks.of(dp_rank, dp_world_size, mesh, sharded)
@@ -207,6 +213,12 @@ class SLWDataset(IterableDataset[Batch]):
     def tokens_discarded(self) -> int:
         """Tokens thrown away so far by mode "truncate", over all ranks, in the steps that this object has delivered."""
         return self._at.cursor.discarded if self._at.cursor is not None else 0
+
+    @property
+    def tokens_padded(self) -> int:
+        """Padding so far, over all ranks, in the steps that this object has delivered: of modes "segment", "truncate" and
+        "pack"."""
+        return self.run.padding(self._at)
 
     def describe(self) -> str:
         """The stages as a table, in mode "window" the windows as another, and below them the order: how many documents a step

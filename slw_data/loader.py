@@ -277,6 +277,11 @@ class SLWLoader:
         return 0 if cursor is None else cursor.discarded
 
     @property
+    def tokens_padded(self) -> int:
+        """Padding so far, over all ranks, in the steps that are delivered."""
+        return self.dataset.run.padding(self.position)
+
+    @property
     def _last_step(self) -> int:
         at = self.position
         return at.step if at.batch else max(at.step - 1, 0)

@@ -29,10 +29,19 @@ from slw_data.cached import cached
 from slw_data.errors import DataError, ScheduleError, StateError, warn
 from slw_data.order.buckets import BucketRows, Buckets
 from slw_data.order.circle import DocumentRows, Documents
-from slw_data.order.diversity import describe_buckets, describe_documents, describe_order, documents_in, neighbours, pieces_of
+from slw_data.order.diversity import (
+    describe_buckets,
+    describe_documents,
+    describe_order,
+    describe_packed,
+    documents_in,
+    neighbours,
+    pieces_of,
+)
 from slw_data.order.divided import DividedOrder
 from slw_data.order.documents import DocumentOrder
 from slw_data.order.lanes import open_lanes
+from slw_data.order.packing import DocumentWindows, PackedRows
 from slw_data.order.position import Order, Position
 from slw_data.order.store import StoreOrder
 from slw_data.plan import SequenceLengthPlan
@@ -147,6 +156,10 @@ class Run:
     def leftover(self, end: Position) -> int | None:
         """Tokens of all ranks that the end of the data leaves over where the run ends at ``end``."""
         return self.batches.order.leftover(end)
+
+    def padding(self, at: Position) -> int:
+        """Padding in all rows that all ranks have delivered at a position."""
+        return self.identity.room(at) - self.identity.tokens(at)
 
     def check_workers(self, num_workers: int) -> None:
         """DataError if the source cannot be read by worker processes."""
@@ -331,10 +344,12 @@ def open_run(
             cuts = DocumentOrder(source, local, shuffle.num_lanes or 1, form.order, form.preserve_eos, epochs)
             batches = StreamBatches(cuts, reading, rank, cuts.describe)
     flat = _flat(form, plan, windows, source, batches.order, ranks) if form.flat else None
-    builder = BatchBuilder(form.labels, tuple(form.columns), tuple(form.extras), form.padded, flat, windows)
+    masked, apart = form.padded and not form.flat, form.mode == "pack"
+    builder = BatchBuilder(form.labels, tuple(form.columns), tuple(form.extras), masked, flat, windows, apart)
     vocabulary = "" if form.vocab_size is None else f", vocabulary of {form.vocab_size}"
     shard = (ranks.rank, ranks.world) if ranks.sharded else None
-    identity = Identity(plan, batches.order, source.fingerprint + vocabulary, shard, form.padded and not divided)
+    padded = form.padded and not divided
+    identity = Identity(plan, batches.order, source.fingerprint + vocabulary, shard, padded, form.bos_id is not None)
     return Run(plan, source, ranks, epochs, batches, builder, identity, windows)
 
 
@@ -387,7 +402,7 @@ def _divisible(source: DocumentStream, count: int) -> Divisible:
 
 
 def _reading(tokens: Tokens, form: Form, documents: bool) -> Reading:
-    return Reading(tokens, form.parts, documents, form.vocab_size, form.padded, form.pad_id or 0)
+    return Reading(tokens, form.parts, documents, form.vocab_size, form.padded, form.pad_id or 0, form.bos_id)
 
 
 def _store_batches(
@@ -404,9 +419,13 @@ def _store_batches(
         pieces = Buckets(source.bounds, tuple(schedule.lengths) if isinstance(schedule, BucketSchedule) else plan.lengths)
         of_buckets = BucketRows(pieces, plan, shuffle.shuffle, shuffle.seed, epochs)
         return StoreBatches(of_buckets, _reading(tokens, form, False), rank, partial(describe_buckets, of_buckets))
-    if form.padded:  # a row holds one document, so none begins within it
+    if form.padded:
         eos_id = form.eos_id if source.documents is None else None
         documents = Documents(source.bounds, shuffle.shuffle, shuffle.seed, epochs, eos_id)
+        if form.mode == "pack":
+            packed = PackedRows(DocumentWindows(documents, 0 if form.bos_id is None else 1), plan)
+            return StoreBatches(packed, _reading(tokens, form, False), rank, partial(describe_packed, packed))
+        # a row holds one document, so none begins within it
         rows = DocumentRows(documents, plan, shuffle.num_lanes or documents.lanes, form.mode, form.preserve_eos)
         return StoreBatches(rows, _reading(tokens, form, False), rank, partial(describe_documents, rows))
     lanes = open_lanes(source.num_tokens, shuffle.num_lanes, shuffle=shuffle.shuffle, seed=shuffle.seed)
@@ -433,8 +452,8 @@ def _warn_of_neighbours(order: StoreOrder, source: Stores, eos_id: int | None) -
 
 
 def _check_stream(source: DocumentStream, mode: str, shuffle: Shuffle, ranks: Ranks) -> None:
-    if mode == "buckets":
-        raise ValueError(f"mode='buckets' chooses among all documents, and {source.name} is a stream: save it as a store first")
+    if mode in ("buckets", "pack"):
+        raise ValueError(f"mode={mode!r} chooses among many documents, and {source.name} is a stream: save it as a store first")
     if shuffle.shuffle:
         raise ValueError("shuffle=True permutes a store: write shuffle_buffer=n for a stream, or save it as a store first")
     if source.sharded is not None and not ranks.sharded:
@@ -462,8 +481,10 @@ def _flat(
     jumps = isinstance(order, StoreOrder) and order.may_jump
 
     def count(rest: Rest) -> int:
-        if not isinstance(source, Stores) or not isinstance(order, StoreOrder):
+        if not isinstance(source, Stores):
             raise _uncounted(f"{source.name} is a stream")
+        if not isinstance(order, StoreOrder):
+            raise _uncounted(f"mode={form.mode!r} puts them together as it goes")
         if ranks.sharded:
             raise _uncounted("with sharded=True no rank has the documents of the others")
         return most_sequences(order, source.bounds if known else None, windows, rest)

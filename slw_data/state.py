@@ -10,7 +10,7 @@
     dp_rank, dp_world_size None, or the rank whose own part of the data this is (``sharded=True``)
     stream         "" where all is arithmetic; else what the order needs to go on, as JSON: of a stream its snapshot
                    (:class:`slw_data.order.dealing.Snapshot`), of a store which of its documents are open
-                   (:class:`slw_data.order.circle.Opened`)
+                   (:class:`slw_data.order.circle.Opened`) or being packed (:class:`slw_data.order.packing.Packed`)
     checksum       of all of these, so that a damaged state is refused
     shards         of a divided stream alone (``num_shards``): where each shard stands that this rank reads, under its number
 
@@ -51,8 +51,8 @@ KEYS_1 = ("version", *_COUNTS, "plan", "source", "order", *_RANKS, "stream", "ch
 
 @dataclass(frozen=True)
 class Identity:
-    """What a state must agree with: the run it is loaded into.
-
+    """What a state must agree with: the run it is loaded into. ``padded``: rows may have padding; ``begun``: they begin with
+    a token that is none of the source.
     """
 
     plan: SequenceLengthPlan
@@ -60,6 +60,7 @@ class Identity:
     source: str
     shard: tuple[int, int] | None
     padded: bool
+    begun: bool = False
 
     def fingerprints(self, at: Position) -> dict[str, Any]:
         """What fixes which token came where, up to a position."""
@@ -83,6 +84,14 @@ class Identity:
             return at.tokens
         rows = self.rows_within(at)
         return self.plan.tokens_before(at.step) + (rows * self.plan.length(at.step) if rows else 0)
+
+    def room(self, at: Position) -> int:
+        """Tokens of the source that the rows hold which all ranks have delivered (with ``sharded=True`` this rank), if none is
+        padding."""
+        tokens = self.tokens(at._replace(tokens=None))
+        if self.begun:
+            tokens -= self.plan.rows_before(at.step) + self.rows_within(at)
+        return tokens // self.shard[1] if self.shard else tokens
 
     def epoch(self, at: Position) -> int:
         """The pass over the source that the next row begins in."""
@@ -133,7 +142,7 @@ def _parse_whole(identity: Identity, state: Any, strict: bool) -> Position:
         )
     at = at._replace(cursor=identity.order.load(state["stream"], at))
     expected = identity.counts(at)
-    if identity.padded and counts["tokens"] > identity.tokens(at._replace(tokens=None)):
+    if identity.padded and counts["tokens"] > identity.room(at):
         raise StateError(f"tokens must be at most what {counts['rows']} rows hold, the saved state has {counts['tokens']}")
     if counts["tokens"] != expected["tokens"]:  # the epoch is of the next row, whose length may be another one now
         raise StateError(

@@ -356,6 +356,126 @@ def naive_pieces(documents: Iterable[Sequence[int]], lengths: Sequence[int]) -> 
     return buckets
 
 
+def naive_best_fit(fragments: Sequence[Sequence[int]], room: int) -> list[list[list[int]]]:
+    """Rows of ``room`` tokens, each a list of pieces of fragments: those that one fills, in their order, then those that rests
+    and short fragments are put into, the longest first, each where least room remains, the first of such rows. In a row
+    pieces stand as their fragments do."""
+    full, rests = [], []
+    for number, fragment in enumerate(fragments):
+        rest = list(fragment)
+        while len(rest) >= room:
+            full.append([rest[:room]])
+            rest = rest[room:]
+        if rest:
+            rests.append((number, rest))
+    rows: list[list[tuple[int, list[int]]]] = []
+    for number, rest in sorted(rests, key=lambda pair: -len(pair[1])):
+        best = None
+        for row in rows:
+            left = room - sum(len(piece) for _, piece in row)
+            if left >= len(rest) and (best is None or left < room - sum(len(piece) for _, piece in best)):
+                best = row
+        if best is None:
+            best = []
+            rows.append(best)
+        best.append((number, rest))
+    return full + [[piece for _, piece in sorted(row)] for row in rows]
+
+
+def naive_packing(
+    windows: Iterable[Sequence[Sequence[int]]],
+    shapes: Shapes,
+    *,
+    order: Callable[[int, int], Sequence[int]],
+    lead: int = 0,
+    grad_accum_steps: int = 1,
+    world_size: int = 1,
+) -> list[list[list[list[list[list[int]]]]]]:
+    """A run whose rows are lists of pieces of documents. A window's documents are packed for the length of the row that is
+    next; where the length is another one, tokens of it that were not delivered are packed anew, each run of them a fragment.
+
+    ``order(window, rows)``: the order in which its rows are delivered. ``lead``: tokens of a row that are not documents'.
+    """
+    source, number = iter(windows), -1
+    fragments: list[list[int]] = []
+    rows: list[list[list[int]]] = []
+    now, run = 0, []
+
+    def packed(fragments: list[list[int]], length: int) -> list[list[list[int]]]:
+        found = naive_best_fit(fragments, length - lead)
+        return [found[i] for i in order(number, len(found))]
+
+    for length, many, *_ in shapes:
+        step: list[list[list[list[list[int]]]]] = [[[] for _ in range(world_size)] for _ in range(grad_accum_steps)]
+        for micro in step:
+            for rank in micro:
+                while len(rank) < many:
+                    if not rows:
+                        window = next(source, None)
+                        if window is None:
+                            return run
+                        number, fragments = number + 1, [list(document) for document in window]
+                        rows, now = packed(fragments, length), length
+                    elif now != length:
+                        waiting = {token for row in rows for piece in row for token in piece}
+                        parts = []
+                        for fragment in fragments:
+                            for there, some in itertools.groupby(fragment, waiting.__contains__):
+                                if there:
+                                    parts.append(list(some))
+                        fragments = parts
+                        rows, now = packed(fragments, length), length
+                    rank.append(rows.pop(0))
+        run.append(step)
+    return run
+
+
+def naive_packed(
+    rows: Sequence[Sequence[Sequence[int]]],
+    length: int,
+    *,
+    columns: dict[str, Callable[[int], int]],
+    after: dict[int, int],
+    labels: str = "unshifted",
+    extras: Sequence[str] = (),
+    pad_id: int = 0,
+    bos_id: int | None = None,
+    step: int = 0,
+) -> dict[str, list]:
+    """A batch of such rows as nested lists. ``after``: the token that follows another one in its document."""
+    target = columns.get("labels", columns["input_ids"])
+    names = ("labels", "shift_labels", "attention_mask", "position_ids", "document_ids", *columns)
+    found: dict[str, list] = {name: [[] for _ in rows] for name in names}
+    for number, row in enumerate(rows):
+        cells: list[tuple[int, int | None]] = [(0, None)] if bos_id is not None else []  # the piece, and the token
+        cells += [(i, token) for i, piece in enumerate(row) for token in piece]
+        filled, position = len(cells), 0
+        cells += [(cells[-1][0], None)] * (length - filled)
+        for at, (piece, token) in enumerate(cells):
+            first, bos = at > 0 and cells[at - 1][0] != piece, at == 0 and bos_id is not None
+            position = 0 if first or at == 0 else position + 1
+            cell = {name: 0 if token is None else column(token) for name, column in columns.items() if name != "labels"}
+            cell["attention_mask"], cell["position_ids"], cell["document_ids"] = int(at < filled), position, piece
+            if bos:
+                cell["input_ids"] = bos_id
+                cell["labels"] = bos_id if "labels" not in columns else -100
+                cell["shift_labels"] = target(row[0][0])
+            elif token is None:
+                cell["input_ids"], cell["labels"], cell["shift_labels"] = pad_id, -100, -100
+            else:
+                cell["labels"] = -100 if first else target(token)
+                cell["shift_labels"] = target(after[token]) if token in after else -100
+            for name, value in cell.items():
+                found[name][number].append(value)
+    chosen = {"unshifted": ["labels"], "both": ["labels", "shift_labels"]}.get(labels, [])
+    others = [name for name in columns if name not in ("input_ids", "labels")]
+    batch = {name: found[name] for name in ["input_ids", *chosen, "attention_mask", *others]}
+    if labels == "shifted":
+        batch["labels"] = found["shift_labels"]
+    named = {name: found[name] for name in ("position_ids", "document_ids")} | {"step": [step for _ in rows]}
+    return {**batch, **{name: named[name] for name in extras}}
+
+
 def rows_of(run: Run) -> list[Row]:
     """All rows of a run in their order: micro-batch by micro-batch, rank by rank."""
     return [row for step in run for micro in step for rank in micro for row in rank]

@@ -85,6 +85,9 @@ def test_every_batch_of_every_rank_is_what_the_queue_gives_and_so_are_the_counts
         done = sum(t is not None for step, (length, *_) in zip(run, shapes, strict=False) for micro in step
                    for rows in micro for row in rows for t in row[:length])  # fmt: skip
         assert loader.tokens_seen == done
+        room = sum(length * len(rows) for step, (length, *_) in zip(run, shapes, strict=False)
+                   for micro in step for rows in micro)  # fmt: skip
+        assert loader.tokens_padded == room - done
         assert loader.tokens_discarded == discarded
         if "epochs" in options:
             assert loader.tokens_left == left

@@ -36,10 +36,10 @@ def first(loader, count):
 TOKENS = np.arange(100)
 PLAN = SequenceLengthPlan(FOUR, batch_size=2)
 ENDED = SequenceLengthPlan(FOUR, batch_size=2, total_steps=3)
-ONE_OF_MODE = "'stream', 'segment', 'truncate'"
+ONE_OF_MODE = "'stream', 'segment', 'truncate', 'buckets', 'pack'"
 # name: (source, further arguments, error, facts)
 REFUSALS = {
-    "an unknown mode": (TOKENS, {"mode": "pack"}, ValueError, ("mode", ONE_OF_MODE, "'pack'")),
+    "an unknown mode": (TOKENS, {"mode": "packs"}, ValueError, ("mode", ONE_OF_MODE, "'packs'")),
     "a mode of None": (TOKENS, {"mode": None}, ValueError, ("mode", ONE_OF_MODE, "None")),
     "unknown labels": (TOKENS, {"labels": "next"}, ValueError,
       ("labels", "'unshifted', 'shifted', 'both', 'none'", "'next'")),

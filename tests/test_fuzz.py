@@ -255,6 +255,7 @@ DATASET = {
     "preserve_eos": False,
     "max_documents": None,
     "flat_multiple_of": 1,
+    "bos_id": None,
     "sharded": False,
     "dp_rank": None,
     "dp_world_size": None,

@@ -26,7 +26,7 @@ SCHEDULE = StagedSchedule([3, 8, 2, 5], [40, 80, 120])
 STEPS, ACCUM, MICRO_ROWS = 160, 2, 4
 DOCS = [list(range(25 * i, 25 * i + 1 + i * 7 % 24)) for i in range(120)]
 NUMBERED = [t for doc in DOCS for t in doc], np.cumsum([0, *map(len, DOCS)])[:-1]
-STORES, STREAMS = ("store", "shuffled", "segments", "truncated"), ("documents", "lanes", "padded", "hugging face")
+STORES, STREAMS = ("store", "shuffled", "segments", "truncated", "packed"), ("documents", "lanes", "padded", "hugging face")
 NAMES = (*STORES, *STREAMS)
 
 
@@ -44,6 +44,7 @@ def sources(name):
         "shuffled": lambda: (np.arange(2000, dtype=np.uint16), {"shuffle": True, "seed": 5}),
         "segments": lambda: (Documented(*NUMBERED), {"mode": "segment", "pad_id": 0, "shuffle": True}),
         "truncated": lambda: (Documented(*NUMBERED), {"mode": "truncate", "pad_id": 0, "shuffle": True, "seed": 3}),
+        "packed": lambda: (Documented(*NUMBERED), {"mode": "pack", "pad_id": 0, "shuffle": True, "seed": 3}),
         "documents": lambda: (DOCS, {}),
         "lanes": lambda: (DOCS, {"num_lanes": 3}),
         "padded": lambda: (DOCS, {"mode": "segment", "pad_id": 0, "num_lanes": 2}),

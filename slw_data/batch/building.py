@@ -31,7 +31,8 @@ EXTRAS = ("position_ids", "document_ids", "step", "window_ids", "cu_seq_lens")
 @dataclass(frozen=True)
 class BatchBuilder:
     """Makes the batches of a chunk. ``masked``: rows may be padded, so an ``attention_mask`` goes with them. ``flat``: a
-    batch is one row of this shape. ``windows``: what rows are cut into for masks."""
+    batch is one row of this shape. ``windows``: what rows are cut into for masks. ``apart``: no document of a
+    row is a context for the next."""
 
     labels: str
     columns: tuple[str, ...]
@@ -39,6 +40,7 @@ class BatchBuilder:
     masked: bool
     flat: FlatRow | None = None
     windows: Windows | None = None
+    apart: bool = False
 
     def build(self, chunk: Chunk) -> Iterator[Batch]:
         """The chunk's batches: dicts of contiguous int64 tensors ``(rows, length)``. What has to be cast is cast some
@@ -74,7 +76,7 @@ class BatchBuilder:
         """What each tensor is made of: arrays whose i-th item has the values of batch i."""
         values = {"input_ids": chunk.view(chunk.columns["input_ids"])}
         if self.labels in ("unshifted", "both"):
-            values["labels"] = self._target(chunk, "labels", chunk.valid)
+            values["labels"] = self._target(chunk, "labels", self._valid(chunk))
         if self.labels in ("shifted", "both"):
             values["labels" if self.labels == "shifted" else "shift_labels"] = self._target(chunk, "next", chunk.valid_next)
         if self.masked and chunk.valid is not None:
@@ -84,6 +86,12 @@ class BatchBuilder:
                 values[name] = chunk.view(chunk.columns[name])
         values.update(self._extra(chunk))
         return values
+
+    def _valid(self, chunk: Chunk) -> npt.NDArray[np.bool_] | None:
+        """Which tokens are targets of a model that shifts its labels; None: all."""
+        if not self.apart or chunk.valid is None or chunk.starts is None:
+            return chunk.valid
+        return chunk.valid & ~chunk.starts
 
     @staticmethod
     def _target(chunk: Chunk, part: str, valid: npt.NDArray[np.bool_] | None) -> Array:
@@ -108,10 +116,12 @@ class BatchBuilder:
         return extra
 
     def _begins(self, chunk: Chunk) -> Marks:
-        """Where a sequence begins, (batches, rows, length): a row, a window or a document."""
+        """Where a sequence begins, (batches, rows, length): a row, a window or a document; in a flat row padding too."""
         begins = self._documents(chunk)
         if self.windows is not None:
             begins |= np.arange(chunk.length) % self._windows(chunk) == 0
+        if self.flat is not None and chunk.valid is not None:
+            begins |= _padding_begins(chunk)
         return begins
 
     @staticmethod
@@ -148,6 +158,15 @@ class BatchBuilder:
             f" {batch} of step {step} has {count}: write max_documents={count} or more, or max_documents='plan', which counts"
             " those of the whole run"
         )
+
+
+def _padding_begins(chunk: Chunk) -> npt.NDArray[np.bool_]:
+    """True where the padding of each row begins, (batches, rows, length)."""
+    assert chunk.valid is not None
+    valid = chunk.final(chunk.valid)
+    begins = np.zeros_like(valid)
+    begins[:, :, 1:] = valid[:, :, :-1] & ~valid[:, :, 1:]
+    return begins
 
 
 def _unfit(parts: list[Array]) -> list[int]:

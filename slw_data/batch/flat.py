@@ -8,7 +8,8 @@
     cu_seq_lens_q/k    [0 4 8 12 14],  max_length_q/k  4
 
 The names are those of Hugging Face's flash attention. What the budget leaves over is filled with token 0 as a sequence of
-its own, so every batch of a run has the same shape. Where documents are known, each is a sequence too.
+its own, so every batch of a run has the same shape. Where documents are known, each is a sequence too, and so is the padding
+of each row of mode "pack".
 
 With ``most`` = 6 sequences the bounds are [0 4 8 12 14 14 14], as many in every batch. With ``multiple_of`` = 3 each sequence
 is padded at its end to a multiple of 3 tokens, in a row that has room for it::

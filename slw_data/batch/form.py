@@ -13,7 +13,7 @@ from slw_data.batch.building import EXTRAS, LABELS
 
 __all__ = ["MODES", "Form"]
 
-MODES = ("stream", "segment", "truncate", "buckets", "window")
+MODES = ("stream", "segment", "truncate", "buckets", "pack", "window")
 _OF_WINDOWS = ("window_ids", "position_ids", "cu_seq_lens")  # extras that tell windows apart
 
 
@@ -31,6 +31,7 @@ class Form:
     preserve_eos: bool = False
     max_documents: int | str | None = None
     flat_multiple_of: int = 1
+    bos_id: int | None = None
 
     def __post_init__(self) -> None:
         vocabulary = None if self.vocab_size is None else integer("vocab_size", self.vocab_size, at_least=1)
@@ -45,6 +46,7 @@ class Form:
             "preserve_eos": flag("preserve_eos", self.preserve_eos),
             "max_documents": _most(self.max_documents),
             "flat_multiple_of": integer("flat_multiple_of", self.flat_multiple_of, at_least=1),
+            "bos_id": token_id("bos_id", self.bos_id, vocabulary),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -66,7 +68,7 @@ class Form:
     @property
     def padded(self) -> bool:
         """Whether rows may hold padding."""
-        return self.mode in ("segment", "truncate")
+        return self.mode in ("segment", "truncate", "pack")
 
     @property
     def documents(self) -> bool:
@@ -88,13 +90,15 @@ class Form:
         """Options that the mode has no use for, or that it lacks."""
         if not self.padded and ((self.pad_id is not None and not self.flat) or self.preserve_eos):
             raise ValueError(
-                "pad_id and preserve_eos are of modes 'segment' and 'truncate', and pad_id of 'cu_seq_lens' too:"
+                "pad_id is of modes 'segment', 'truncate' and 'pack' and of 'cu_seq_lens', preserve_eos of 'truncate':"
                 f" mode {self.mode!r} pads nothing"
             )
         if self.padded and self.pad_id is None:
             raise ValueError(f"mode={self.mode!r} pads rows, and needs pad_id: the id to pad with (such as eos_id)")
         if self.preserve_eos and self.mode != "truncate":
             raise ValueError(f"preserve_eos is of mode 'truncate', where tokens are discarded; mode is {self.mode!r}")
+        if self.bos_id is not None and self.mode != "pack":
+            raise ValueError(f"bos_id is of mode 'pack', where it begins each row; mode is {self.mode!r}: leave it out")
         if self.mode == "window" and not set(self.extras) & set(_OF_WINDOWS):
             raise ValueError(
                 f"mode='window' changes masks alone, and extras={self.extras} tell no windows apart: write"
@@ -105,8 +109,8 @@ class Form:
 
     def _check_flat(self) -> None:
         """Options of flat rows without these, and what cannot be one."""
-        if self.flat and self.padded:
-            raise ValueError(f"'cu_seq_lens' joins rows without padding, and mode={self.mode!r} pads them: use mode='stream'")
+        if self.flat and self.mode in ("segment", "truncate"):
+            raise ValueError(f"'cu_seq_lens' joins full rows, and mode={self.mode!r} pads them: use mode='pack' or 'stream'")
         if not self.flat and (self.max_documents is not None or self.flat_multiple_of > 1):
             raise ValueError(
                 f"max_documents={self.max_documents} and flat_multiple_of={self.flat_multiple_of} are of flat rows: write"

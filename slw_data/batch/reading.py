@@ -56,6 +56,7 @@ class Reading:
         documents: whether to find where documents begin.
         vocab_size: token ids must be below it.
         padded: rows may be padded, so the chunk says which tokens there are; ``pad_id`` fills them up.
+        bos_id: the token that each row begins with, and that no span has; None: spans begin where rows do.
     """
 
     tokens: Tokens
@@ -64,6 +65,7 @@ class Reading:
     vocab_size: int | None
     padded: bool = False
     pad_id: int = 0
+    bos_id: int | None = None
     checked: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,22 +88,34 @@ class Reading:
         for part, (column, shift) in self.parts.items():
             if column not in blocks:  # each column is read once
                 blocks[column] = self._column(column, spans)
-            chunk.columns[part] = blocks[column][:, shift : shift + width]
-        if self.documents:
+            if shift and spans.after is not None:
+                chunk.columns[part], chunk.valid_next = self._column(column, spans.after), spans.after.covered
+            else:
+                chunk.columns[part] = blocks[column][:, shift : shift + width]
+        if self.bos_id is not None:
+            blocks["input_ids"][:, 0] = self.bos_id
+        if spans.at is not None:
+            assert spans.run is not None
+            chunk.starts = np.zeros((spans.runs, width), np.bool_)
+            behind = np.flatnonzero(spans.run[1:] == spans.run[:-1]) + 1
+            chunk.starts[spans.run[behind], spans.at[behind]] = True
+        elif self.documents:
             chunk.starts = np.zeros((spans.runs, width), np.bool_)
             self.tokens.mark(spans, blocks["input_ids"], chunk.starts)
         if spans.filled is not None or self.padded:
             filled = np.full(spans.runs, spans.width) if spans.filled is None else spans.filled
             valid = np.arange(spans.width) < filled[:, None]
             chunk.valid = valid[:, :width] if self.padded else None
-            chunk.valid_next = valid[:, 1:] if spans.look else None
+            if spans.look:
+                chunk.valid_next = valid[:, 1:]
         return chunk
 
     def _column(self, column: str, spans: Spans) -> Array:
         dtype, nothing = self.tokens.dtype(column), 0
         if spans.filled is not None:
             nothing = self.pad_id if column == "input_ids" else IGNORE if column == "labels" and self.padded else 0
-            if not np.can_cast(np.min_scalar_type(nothing), dtype):
+            alone = max(nothing, self.bos_id or 0) if column == "input_ids" else nothing
+            if not np.can_cast(np.min_scalar_type(alone), dtype):
                 dtype = np.dtype(np.int64)
         out = np.empty((spans.runs, spans.width + _APART), dtype)[:, : spans.width]
         if spans.filled is not None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -36,7 +37,7 @@ from slw_data.order.position import Position
 from slw_data.order.spans import Spans
 from slw_data.plan import SequenceLengthPlan, Stage
 
-__all__ = ["Circle", "Cutter", "DocumentRows", "Documents", "Opened", "Reader", "Truncating"]
+__all__ = ["Circle", "Cutter", "DocumentRows", "Documents", "Opened", "Reader", "Truncating", "whole_steps"]
 
 _AHEAD = 1 << 12  # documents at least that are looked up at once
 _TOGETHER = 1 << 13  # of these, as many as the lines of the offsets that they touch stay in the cache
@@ -348,6 +349,19 @@ class Reader:
         return Opened(cutter.next, cutter.delivered, cutter.discarded, cutter.circle)
 
 
+def whole_steps(stage: Stage, batches: range, world_size: int, rows_left: Callable[[int, int], int]) -> range:
+    """As many of ``batches`` as there are rows for: those of whole steps. ``rows_left(length, wanted)``: how many rows of a
+    length there are yet, or any number from ``wanted`` on."""
+    each, accumulated = stage.rows * world_size, stage.grad_accum_steps
+    begun = batches.start % accumulated
+    wanted = (-(-batches.stop // accumulated) * accumulated - batches.start) * each
+    left = rows_left(stage.length, wanted)
+    if left >= wanted:
+        return batches
+    steps = (left // each + begun) // accumulated
+    return range(batches.start, max(batches.start, min(batches.stop, batches.start - begun + steps * accumulated)))
+
+
 @dataclass(frozen=True, eq=False)
 class DocumentRows:
     """Rows of ``plan`` that hold one document each. ``mode``: "segment", or "truncate", where ``preserve_eos`` keeps a
@@ -410,14 +424,7 @@ class DocumentRows:
 
     def enough(self, stage: Stage, batches: range, reader: Reader) -> range:
         """As many of ``batches`` as the data suffices for: those of whole steps."""
-        each, accumulated = stage.rows * self.plan.world_size, stage.grad_accum_steps
-        begun = batches.start % accumulated
-        wanted = (-(-batches.stop // accumulated) * accumulated - batches.start) * each
-        left = reader.cutter.rows_left(stage.length, wanted)
-        if left >= wanted:
-            return batches
-        steps = (left // each + begun) // accumulated
-        return range(batches.start, max(batches.start, min(batches.stop, batches.start - begun + steps * accumulated)))
+        return whole_steps(stage, batches, self.plan.world_size, reader.cutter.rows_left)
 
     def skip(self, stage: Stage, batches: range, reader: Reader) -> None:
         """Pass over ``batches``, which another worker reads."""

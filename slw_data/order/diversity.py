@@ -12,10 +12,19 @@ import numpy as np
 
 from slw_data.order.buckets import BucketRows
 from slw_data.order.circle import DocumentRows
+from slw_data.order.packing import PackedRows
 from slw_data.order.permutation import Ints
 from slw_data.order.store import StoreOrder
 
-__all__ = ["describe_buckets", "describe_documents", "describe_order", "documents_in", "neighbours", "pieces_of"]
+__all__ = [
+    "describe_buckets",
+    "describe_documents",
+    "describe_order",
+    "describe_packed",
+    "documents_in",
+    "neighbours",
+    "pieces_of",
+]
 
 _STEPS = 100
 
@@ -131,3 +140,15 @@ def describe_buckets(order: BucketRows) -> str:
     buckets = order.buckets
     pieces = ", ".join(f"{count:,} of {length:,}" for length, count in zip(buckets.lengths, buckets.counts, strict=True))
     return f"{order.fingerprint}: pieces: {pieces}; {buckets.left_out:,} tokens are in none"
+
+
+def describe_packed(order: PackedRows) -> str:
+    """How many documents a step and 100 steps hold, and how much of these is padding, in a line."""
+    documents, plan, found = order.windows.documents, order.plan, []
+    for steps in (1, _STEPS):
+        packer, step = order.passed(steps if plan.total_steps is None else min(steps, plan.total_steps))
+        found.append(min(packer.begun(), documents.count))
+    room = plan.tokens_before(step) - plan.rows_before(step) * order.windows.lead
+    padding = f"; {1 - packer.delivered / room:.2%} is padding" if step else ""
+    held = f"a step has tokens of {found[0]:,} of {documents.count:,} documents, {_STEPS} steps of {found[1]:,}"
+    return f"{order.fingerprint}: {held}{padding}"

@@ -20,7 +20,7 @@ _TABLE = 16  # bits of half a value up to which the rounds are looked up: six ta
 _MANY = 1 << 8  # values from which on that is worth it
 
 
-def permute(values: Ints, size: int, key: tuple[int, int]) -> Ints:
+def permute(values: Ints, size: int, key: tuple[int, ...]) -> Ints:
     """A keyed permutation of ``range(size)``, evaluated at ``values``, in constant memory.
 
     A Feistel network over the next power of four; values that leave the range walk on until they return to it
@@ -40,7 +40,7 @@ def permute(values: Ints, size: int, key: tuple[int, int]) -> Ints:
     return out
 
 
-def _keys(key: tuple[int, int]) -> npt.NDArray[np.uint64]:
+def _keys(key: tuple[int, ...]) -> npt.NDArray[np.uint64]:
     """Those of the six rounds."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=48).digest()
     return np.frombuffer(digest, dtype="<u8")
@@ -64,7 +64,7 @@ def _mixed(right: npt.NDArray[np.uint64], key: np.uint64, half: int) -> npt.NDAr
 
 
 @lru_cache(maxsize=4)
-def _tables(half: int, key: tuple[int, int]) -> Ints:
+def _tables(half: int, key: tuple[int, ...]) -> Ints:
     """What each round adds to the left half, for every right half: int64 (6, 2^half)."""
     halves = np.arange(1 << half, dtype=np.uint64)
     return np.array([_mixed(halves, of_round, half) for of_round in _keys(key)]).astype(np.int64)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from slw_data.cached import cached
 from slw_data.order.permutation import Ints
@@ -38,6 +39,8 @@ class Spans:
             fill has no token: padding, or the end of the data.
         by_lane: how runs make batches; see :class:`slw_data.batch.chunk.Chunk`.
         window: what of a stream the spans are of (:class:`slw_data.order.dealing.Window`); None: they are a store's.
+        at: int64 (spans,), where in its run each span begins, if each is a document of its own; None: one after the other.
+        after: where the token after each lies, if spans are documents of their own; None: where the run goes on.
     """
 
     runs: int
@@ -48,10 +51,14 @@ class Spans:
     run: Ints | None = None
     by_lane: bool = False
     window: Any = None
+    at: Ints | None = None
+    after: Spans | None = None
 
     @cached
     def within(self) -> Ints:
         """Where in its run each span begins."""
+        if self.at is not None:
+            return self.at
         if self.sizes is None or self.run is None:
             return np.zeros(len(self.starts), np.int64)
         before: Ints = np.cumsum(self.sizes) - self.sizes
@@ -60,12 +67,21 @@ class Spans:
 
     @cached
     def filled(self) -> Ints | None:
-        """How many tokens of each run there are; None: all of them."""
+        """How far spans reach in each run; None: they are all of it."""
         if self.sizes is None or self.run is None:
             return None
         filled = np.zeros(self.runs, np.int64)
-        np.add.at(filled, self.run, self.sizes)
-        return None if (filled == self.width).all() else filled
+        np.maximum.at(filled, self.run, self.within + self.sizes)
+        return None if self.at is None and (filled == self.width).all() else filled
+
+    @property
+    def covered(self) -> npt.NDArray[np.bool_]:
+        """Which places of the runs have a token, bool (runs, width), where spans leave gaps."""
+        assert self.run is not None and self.sizes is not None
+        edges = np.zeros((self.runs, self.width + 1), np.int8)
+        edges[self.run, self.within] += 1
+        edges[self.run, self.within + self.sizes] -= 1
+        return np.cumsum(edges[:, :-1], axis=1, dtype=np.int8).astype(np.bool_)
 
     def position(self, run: int, at: int) -> tuple[int, int]:
         """The span that holds token ``at`` of ``run``, and that token's position in the source."""

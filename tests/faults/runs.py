@@ -19,9 +19,18 @@ from slw_data import SLWDataset, SLWLoader, StagedSchedule, load_state, open_tok
 from slw_data.batch.flat import IGNORE
 from slw_data.order.permutation import permute
 from tests.faults.ledger import PAD, Ledger
-from tests.oracle import naive_batches, naive_circle, naive_dealing, naive_lane_positions, naive_pieces, naive_plan
+from tests.oracle import (
+    naive_batches,
+    naive_circle,
+    naive_dealing,
+    naive_lane_positions,
+    naive_packed,
+    naive_packing,
+    naive_pieces,
+    naive_plan,
+)
 
-KINDS = ("file", "shuffled", "documents", "lanes", "segments", "buckets")
+KINDS = ("file", "shuffled", "documents", "lanes", "segments", "buckets", "packed")
 LENGTHS = (4, 8, 3, 6)  # of the four quarters of a run: they grow and shrink
 POWERS = (4, 8, 2, 8)  # the same, of the kind "buckets"
 NUM_LANES = 3  # of the kind "lanes"
@@ -93,6 +102,7 @@ class Run:
             "lanes": {"num_lanes": NUM_LANES},
             "segments": {**shuffled, "mode": "segment", "pad_id": PAD, "num_lanes": 4 * NUM_LANES},
             "buckets": {**shuffled, "mode": "buckets"},
+            "packed": {**shuffled, "mode": "pack", "pad_id": PAD},
         }.get(self.kind, {})
 
     def source(self, folder: Path) -> Any:
@@ -107,7 +117,7 @@ class Run:
 
     def over(self, tokens: Any) -> Any:
         """A store of the tokens, with its documents where the kind needs them."""
-        if self.kind not in ("segments", "buckets"):
+        if self.kind not in ("segments", "buckets", "packed"):
             return tokens
         return Indexed(tokens, np.cumsum([0, *(len(document) for document in Documents(self.size))]))
 
@@ -124,13 +134,38 @@ class Run:
 
     def expected(self, number: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """ids and labels of the ``number``-th micro-batch of a rank."""
-        rows = np.array_split(_expected(self)[number], world)[rank]
-        ids = rows[:, :-1]
-        return np.where(ids == IGNORE, PAD, ids), rows[:, 1:]
+        ids, labels = (np.array_split(part, world)[rank] for part in _expected(self)[number])
+        return ids, labels
 
 
 @functools.lru_cache(8)
-def _expected(run: Run) -> list[np.ndarray]:
+def _expected(run: Run) -> list[tuple[np.ndarray, np.ndarray]]:
+    """ids and labels of the micro-batches of all ranks."""
+    if run.kind == "packed":
+        return _packed(run)
+    rows = _rows(run)
+    return [(np.where(batch[:, :-1] == IGNORE, PAD, batch[:, :-1]), batch[:, 1:]) for batch in rows]
+
+
+def _packed(run: Run) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same of the kind "packed": the documents are permuted, and the rows of each window."""
+    documents = [document.tolist() for document in Documents(run.size)]
+    opened = [documents[i] for i in permute(np.arange(len(documents)), len(documents), (run.seed, 0)).tolist()]
+    plan = naive_plan(run.schedule, total_steps=run.steps, batch_size=run.rows // run.accum, grad_accum_steps=run.accum)
+    found = naive_packing(
+        [opened[i : i + 1024] for i in range(0, len(opened), 1024)], plan, grad_accum_steps=run.accum,
+        order=lambda window, rows: permute(np.arange(rows), rows, (run.seed, 0, window)).tolist(),
+    )  # fmt: skip
+    after = {a: b for document in documents for a, b in itertools.pairwise(document)}
+    batches = []
+    for step, (length, *_) in zip(found, plan, strict=True):
+        for [rows] in step:
+            batch = naive_packed(rows, length, columns={"input_ids": int}, after=after, labels="shifted", pad_id=PAD)
+            batches.append((np.array(batch["input_ids"], np.int64), np.array(batch["labels"], np.int64)))
+    return batches
+
+
+def _rows(run: Run) -> list[np.ndarray]:
     """The micro-batches of all ranks, with the token that follows each row (IGNORE: none)."""
     shape = {"grad_accum_steps": run.accum, "world_size": 1}
     plan = naive_plan(run.schedule, total_steps=run.steps, batch_size=run.rows // run.accum, **shape)
