@@ -24,6 +24,7 @@ from torch.utils.data import get_worker_info
 
 from slw_data.cached import cached
 from slw_data.errors import DataError, StateError, warn
+from slw_data.sources.paths import arrow_column, arrow_type, head, schema_names
 from slw_data.sources.streams.blocks import Draft, joined, sealed
 from slw_data.sources.streams.documents import Arrays, TokenDocuments, check_not_negative, signed_64
 from slw_data.sources.streams.items import check_block, item_number, saved_fields
@@ -62,11 +63,10 @@ class HuggingFaceStream:
 
     def __post_init__(self) -> None:
         features = self.source.features
-        for column in self._source_columns() if features is not None else ():
-            if column not in features:
-                raise KeyError(f"{self.name} has no column {column!r}; it has {sorted(features)}")
+        for path in self._paths() if features is not None else ():
+            kind = arrow_type(features.arrow_schema, path, self.name)
             if not isinstance(self.documents, TextDocuments):
-                check_list_type(features.arrow_schema.field(column).type, f"column {column!r} of {self.name}")
+                check_list_type(kind, f"column {path!r} of {self.name}")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -176,20 +176,17 @@ class HuggingFaceStream:
         return start
 
     def _cut_table(self, table: Any, first: int, count: int | None) -> Iterator[Flattened]:
-        values = {name: _column(table, table.column_names, name, self.name) for name in self._source_columns()}
+        values = [arrow_column(table, path, self.name) for path in self._paths()]
         if isinstance(self.documents, TextDocuments):
-            (texts,) = values.values()
-            yield from self._cut_rows(iter(texts.to_pylist()), first, count)
+            yield from self._cut_rows(iter(values[0].to_pylist()), first, count)
             return
-        for start, stop in _cuts(list_lengths(values[self.columns[0]]), count):
-            part = {name: column.slice(start, stop - start) for name, column in values.items()}
-            yield self._flatten(part, first + start)
+        for start, stop in _cuts(list_lengths(values[0]), count):
+            yield self._flatten([value.slice(start, stop - start) for value in values], first + start)
 
     def _cut_rows(self, items: Iterator[Any], first: int, count: int | None) -> Iterator[Flattened]:
         """The same of single rows, which are read one at a time."""
-        read, rows, tokens = self.documents, list[Arrays](), 0
-        for index, item in enumerate(items, first):
-            row = read.tokens(read.pick(item, index), index)
+        rows, tokens = list[Arrays](), 0
+        for row in self.documents.rows(items, first):
             if rows and (tokens + len(row[0]) > BLOCK_TOKENS if count is None else len(rows) == count):
                 yield joined(rows, self.columns)
                 rows, tokens, count = [], 0, None
@@ -204,26 +201,29 @@ class HuggingFaceStream:
         source._ex_iterable = _copied(source._ex_iterable)
         if source.features is not None:
             source._ex_iterable = _typed(source._ex_iterable, source.features)
-            source = source.select_columns(list(self._source_columns()))
+            names = schema_names(source.features.arrow_schema)
+            source = source.select_columns(list(dict.fromkeys(head(names, path, self.name) for path in self._paths())))
         # without Arrow batches below, rows become tables one by one: slow, and an empty list has no type to join by
         source = source.with_format("arrow" if source._ex_iterable.iter_arrow else None)
         source.set_epoch(epoch)
         return source
 
-    def _source_columns(self) -> tuple[str, ...]:
-        return (self.documents.text_column,) if isinstance(self.documents, TextDocuments) else self.columns
+    def _paths(self) -> tuple[str, ...]:
+        return (self.documents.text_column,) if isinstance(self.documents, TextDocuments) else self.documents.paths
 
-    def _flatten(self, values: dict[str, Any], first: int) -> Flattened:
-        lists = {c: flat_lists(column, c, first, signed=c != self.documents.ids) for c, column in values.items()}
-        lengths = lists[self.columns[0]][0]
-        for column, (others, _) in lists.items():
+    def _flatten(self, values: list[Any], first: int) -> Flattened:
+        paths = self.documents.paths
+        lists = [flat_lists(value, path, first, signed=column != self.documents.ids)
+                 for value, path, column in zip(values, paths, self.columns, strict=True)]  # fmt: skip
+        lengths = lists[0][0]
+        for path, (others, _) in zip(paths, lists, strict=True):
             differ = np.flatnonzero(others != lengths)
             if differ.size:
                 raise DataError(
                     f"all columns of a document have one length, but item {first + differ[0]} has {lengths[differ[0]]} "
-                    f"tokens in {self.columns[0]!r} and {others[differ[0]]} in {column!r}"
+                    f"tokens in {paths[0]!r} and {others[differ[0]]} in {path!r}"
                 )
-        return lengths, {column: tokens for column, (_, tokens) in lists.items()}
+        return lengths, {column: tokens for column, (_, tokens) in zip(self.columns, lists, strict=True)}
 
 
 def _batches(source: Any) -> Iterator[Any]:
@@ -290,12 +290,6 @@ def flat_lists(column: Any, name: str, first: int, *, signed: bool) -> tuple[npt
     if not signed:
         check_not_negative(tokens, place)
     return lengths, tokens
-
-
-def _column(batch: Any, present: list[str], name: str, source: str) -> Any:
-    if name not in present:
-        raise KeyError(f"{source} has no column {name!r}; it has {sorted(present)}")
-    return batch[name]
 
 
 def _checksum(lengths: npt.NDArray[np.int64], columns: Mapping[str, Integers]) -> int:

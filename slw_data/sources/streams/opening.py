@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetR
 
 from slw_data.arguments import items
 from slw_data.errors import DataError, warn
+from slw_data.sources.paths import head, schema_names
 from slw_data.sources.stores.arrow import refuse_transform
 from slw_data.sources.streams.documents import TokenDocuments
 from slw_data.sources.streams.huggingface import HuggingFaceStream
@@ -57,7 +58,7 @@ def open_stream(
     wanted = _column_names(column, columns)
     if isinstance(x, DocumentStream):
         return _as_it_is(x, wanted if columns is not None else (), (text_column, tokenizer, append_eos))
-    documents = _documents(_ids_column(column, wanted), wanted, text_column, tokenizer)
+    documents = _documents(*_ids_column(column, wanted), wanted, text_column, tokenizer)
     _check_append_eos(append_eos, wanted)
     if type(x).__module__.partition(".")[0] == "pandas" and getattr(x, "ndim", 0) == 1:
         x = list(x)  # of a Series: its index is by label
@@ -100,13 +101,17 @@ def _column_names(column: str, columns: Sequence[str] | None) -> tuple[str, ...]
     return wanted
 
 
-def _ids_column(column: str, wanted: tuple[str, ...]) -> str:
-    """The column of token ids: the one that is named, or the only one."""
-    if column in wanted or len(wanted) == 1:
-        return column if column in wanted else wanted[0]
+def _ids_column(column: str, wanted: tuple[str, ...]) -> tuple[str, str]:
+    """The column of token ids, and the path to them: the column that is named, else ``input_ids``, else the only one."""
+    if column in wanted:
+        return column, column
+    if "input_ids" in wanted:
+        return "input_ids", column
+    if len(wanted) == 1 and column == "input_ids":
+        return wanted[0], wanted[0]
     raise DataError(
         f"one of the columns {wanted} holds the token ids, which are checked, and column={column!r} is none of them: "
-        f"write column={wanted[0]!r}, or whichever it is"
+        f"write column={wanted[0]!r}, or whichever it is, or columns=('input_ids', ...) for the ids of {column!r} as input_ids"
     )
 
 
@@ -119,20 +124,20 @@ def _as_it_is(x: DocumentStream, columns: Sequence[str], others: tuple[Any, ...]
     return x
 
 
-def _documents(ids: str, wanted: tuple[str, ...], text_column: str | None, tokenizer: Any) -> TokenDocuments:
+def _documents(ids: str, path: str, wanted: tuple[str, ...], text_column: str | None, tokenizer: Any) -> TokenDocuments:
     if not isinstance(text_column, str | None):
         raise TypeError(f"text_column must be the name of a column, got {text_column!r:.200}")
     if tokenizer is None:
         if text_column is not None:
             raise TypeError(f"text_column={text_column!r} says that documents are text, which needs tokenizer=")
-        return TokenDocuments(wanted, ids)
+        return TokenDocuments(wanted, ids, path)
     if isinstance(tokenizer, str):
         raise TypeError(f"tokenizer must be an object, such as AutoTokenizer.from_pretrained({tokenizer[:80]!r}), got a str")
     if isinstance(tokenizer, type):
         raise TypeError(f"tokenizer must be an object, got the class {tokenizer.__name__}: make one of it first")
     if not callable(tokenizer) and not hasattr(tokenizer, "encode"):
         raise TypeError(f"a tokenizer is callable or has encode, but a {type(tokenizer).__name__} is neither")
-    return TextDocuments(wanted, ids, tokenizer, "text" if text_column is None else text_column)
+    return TextDocuments(wanted, ids, path, tokenizer, "text" if text_column is None else text_column)
 
 
 def _check_append_eos(append_eos: int | None, wanted: tuple[str, ...]) -> None:
@@ -181,10 +186,9 @@ def _is_hugging_face(x: Any, kind: str) -> bool:
 def _text_rows(x: Any, documents: TokenDocuments) -> Any:
     if not isinstance(documents, TextDocuments):
         raise TypeError("a Hugging Face Dataset of token ids is a store: use open_tokens; for text, pass tokenizer=")
-    if documents.text_column not in x.column_names:
-        raise KeyError(f"the Dataset has no column {documents.text_column!r}; it has {sorted(x.column_names)}")
-    refuse_transform(x, documents.text_column)
-    return x.select_columns([documents.text_column]).with_format(None)
+    column = head(schema_names(x.features.arrow_schema), documents.text_column, "the Dataset")
+    refuse_transform(x, column)
+    return x.select_columns([column]).with_format(None)
 
 
 def _check_loader(loader: Any, name: str) -> None:
