@@ -139,7 +139,7 @@ def test_texts_of_which_none_is_left_give_no_document():
     assert np.sum([len(ids) for ids in one_by_one(trained(), ["", ""])]) == 0
 
 
-def test_the_wrappers_of_tokenizers_are_read_at_once_too():
+def test_a_wrapper_of_a_tokenizer_gives_its_own_ids():
     wrapped = tokenizers.ByteLevelBPETokenizer()
     wrapped.train_from_iterator(some_texts(100), vocab_size=300, show_progress=False)
     source = Dataset.from_dict({"text": some_texts()}).to_iterable_dataset()

@@ -60,7 +60,8 @@ def _names_of(kind: pa.DataType) -> Any:
 def _keys(names: Mapping[Any, Any], path: str, where: str) -> list[str]:
     keys = _found(names, path)
     if keys is None:
-        raise KeyError(f"{where} has no column {path!r}; it has {sorted(_paths(names))}")
+        known = sorted(set(_paths(names)))
+        raise KeyError(f"{where} has no column {path!r}; it has {known}: name one of these (column=, columns=, text_column=)")
     return keys
 
 

@@ -43,6 +43,8 @@ def open_stream(
     of documents, a torch ``DataLoader`` with ``batch_size=None``, any other iterable, a callable that returns a fresh
     iterator, or a one-shot iterator (one pass, one process). A stream is returned as it is. A document is a list, an
     array or a tensor of token ids, or a mapping with such a value for each of ``columns`` (default: ``column`` alone).
+    ``column`` is where the ids are, as input_ids if that is one of ``columns`` and ``column`` is not. A name with dots, as
+    ``"meta.ids"``, is a field of a struct or of a mapping, unless a column has that very name.
 
     With ``tokenizer`` (a callable, or an object with ``encode``) documents are str, or mappings with ``text_column``
     (default "text"). ``append_eos`` ends each non-empty document with that id unless it already does.
@@ -57,7 +59,8 @@ def open_stream(
         raise TypeError(f"column must be the name of a column, got {column!r:.200}")
     wanted = _column_names(column, columns)
     if isinstance(x, DocumentStream):
-        return _as_it_is(x, wanted if columns is not None else (), (text_column, tokenizer, append_eos))
+        named = None if column == "input_ids" else column
+        return _as_it_is(x, wanted if columns is not None else (), (named, text_column, tokenizer, append_eos))
     documents = _documents(*_ids_column(column, wanted), wanted, text_column, tokenizer)
     _check_append_eos(append_eos, wanted)
     if type(x).__module__.partition(".")[0] == "pandas" and getattr(x, "ndim", 0) == 1:
@@ -117,7 +120,7 @@ def _ids_column(column: str, wanted: tuple[str, ...]) -> tuple[str, str]:
 
 def _as_it_is(x: DocumentStream, columns: Sequence[str], others: tuple[Any, ...]) -> DocumentStream:
     if any(option is not None for option in others):
-        raise TypeError(f"{x.name} is a stream already: give tokenizer, text_column and append_eos where it is opened")
+        raise TypeError(f"{x.name} is a stream already: give column, tokenizer, text_column and append_eos where it is opened")
     for name in columns:
         if name not in x.columns:
             raise KeyError(f"{x.name} has no column {name!r}; it has {sorted(x.columns)}")
@@ -187,7 +190,7 @@ def _text_rows(x: Any, documents: TokenDocuments) -> Any:
     if not isinstance(documents, TextDocuments):
         raise TypeError("a Hugging Face Dataset of token ids is a store: use open_tokens; for text, pass tokenizer=")
     column = head(schema_names(x.features.arrow_schema), documents.text_column, "the Dataset")
-    refuse_transform(x, column)
+    refuse_transform(x, documents.text_column)
     return x.select_columns([column]).with_format(None)
 
 

@@ -80,8 +80,9 @@ def batch_encoder(tokenizer: Any, columns: tuple[str, ...]) -> BatchEncoder | No
     """What gives for many texts exactly what ``tokenizer`` gives for each, of a fast one of ``tokenizers`` or ``transformers``
     itself; None for any other, and for one that pads texts to the longest among them."""
     library = type(tokenizer).__module__.split(".")[0]
-    if library == "tokenizers" and hasattr(tokenizer, "encode_batch"):
-        return tokenizer.encode_batch if tokenizer.padding is None and not callable(tokenizer) else None
+    if library == "tokenizers" and hasattr(tokenizer, "encode_batch_fast"):  # which leaves out the offsets
+        many_texts: BatchEncoder = tokenizer.encode_batch_fast
+        return many_texts if tokenizer.padding is None else None
     if library == "transformers" and getattr(tokenizer, "is_fast", False):
         unused = {f"return_{key}": False for key in ("attention_mask", "token_type_ids") if key not in columns}
 
