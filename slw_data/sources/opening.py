@@ -64,10 +64,10 @@ class Stores:
 def open_source(
     source: Any,
     columns: Sequence[str],
-    *,
     mode: str,
     vocab_size: int | None,
     eos_id: int | None,
+    *,
     column: str = "input_ids",
     text_column: str | None = None,
     tokenizer: Any = None,
