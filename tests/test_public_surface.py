@@ -35,7 +35,8 @@ SURFACE = {
     "SLWDataset": (
         "(source, schedule_or_plan, *, batch_size=None, tokens_per_batch=None, grad_accum_steps=1, total_steps=None,"
         " total_tokens=None, epochs=None, shuffle=False, seed=0, num_lanes=None, mode='stream', labels='unshifted',"
-        " columns=('input_ids',), extras=(), vocab_size=None, eos_id=None, pad_id=None, preserve_eos=False,"
+        " columns=('input_ids',), column='input_ids', text_column=None, tokenizer=None, append_eos=None, extras=(),"
+        " vocab_size=None, eos_id=None, pad_id=None, preserve_eos=False,"
         " sharded=False, dp_rank=None, dp_world_size=None, mesh=None)"
     ),
     "SLWLoader": (
