@@ -8,7 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from datasets import Dataset, Features, IterableDataset, LargeList, List, Value, interleave_datasets, load_dataset
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    LargeList,
+    List,
+    Value,
+    concatenate_datasets,
+    interleave_datasets,
+    load_dataset,
+)
 from datasets.info import DatasetInfo
 from datasets.iterable_dataset import ArrowExamplesIterable
 from hypothesis import given, settings
@@ -268,3 +278,46 @@ def test_interleaved_long_rows_are_cut_too():
     assert [documents_in(block) for block in blocks] == naive_blocks(merged)
     for number, block in enumerate(blocks):
         assert [documents_in(b) for b in stream.blocks(0, block.position)] == naive_blocks(merged)[number:]
+
+
+# what stays in Arrow
+
+
+def in_json_lines(folder):
+    with open(folder / "rows.jsonl", "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in table())
+    return load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train", streaming=True, cache_dir=str(folder))
+
+
+FILES = {"Parquet": saved_parquet, "JSON lines": in_json_lines, "Arrow": lambda folder: table().to_iterable_dataset()}
+IN_ARROW = {  # as the README says
+    "plain": lambda rows: rows,
+    "shuffle": lambda rows: rows.shuffle(seed=1, buffer_size=1),
+    "take": lambda rows: rows.take(25),
+    "skip": lambda rows: rows.skip(11),
+    "repeat": lambda rows: rows.repeat(2),
+    "select_columns": lambda rows: rows.select_columns(["input_ids"]),
+    "cast_column": lambda rows: rows.cast_column("input_ids", List(Value("int16"))),
+    "shard": lambda rows: rows.shard(1, 0),
+    "concatenate": lambda rows: concatenate_datasets([rows, rows]),
+    "interleave": lambda rows: interleave_datasets([rows, rows]),
+    "interleave by chance": lambda rows: interleave_datasets([rows, rows], [0.4, 0.6], seed=1),
+    "filter of tables": lambda rows: rows.with_format("arrow").filter(lambda part: [True] * len(part), batched=True),
+}
+BY_ROWS = {
+    "map": lambda rows: rows.map(lambda row: row),
+    "filter": lambda rows: rows.filter(lambda row: True),
+    "rename_column": lambda rows: rows.rename_column("text", "body"),
+    "remove_columns": lambda rows: rows.remove_columns(["text"]),
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("chain", IN_ARROW | BY_ROWS)
+def test_rows_that_no_python_function_makes_are_arrow_buffers(tmp_path, file, chain):
+    rows = (IN_ARROW | BY_ROWS)[chain](FILES[file](tmp_path))
+    blocks = list(open_stream(rows).blocks(0))
+    assert [document for block in blocks for document in documents_in(block)] == [
+        d for d in rows.with_format(None)["input_ids"] if d
+    ]
+    assert {block.read("input_ids", 0, 1).flags.writeable for block in blocks} == {chain in BY_ROWS}

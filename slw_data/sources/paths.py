@@ -1,7 +1,7 @@
 """Paths to columns: ``text.tokens`` is the field ``tokens`` of the column ``text``, unless a column has that very name.
 
 Names are those of a mapping, whose values may be mappings again: an item of a source, or :func:`schema_names` of Arrow.
-Read :mod:`slw_data.sources.streams.documents` next.
+Read :mod:`slw_data.sources.stores.arrow` next.
 """
 
 from __future__ import annotations
