@@ -162,3 +162,9 @@ def test_a_path_finds_a_value_where_there_is_one(mapping, first, second):
             assert any(found is value or found == value for value in values)
             if path in mapping:
                 assert found == mapping[path]
+
+
+def test_the_longer_of_two_names_goes_before_the_shorter():
+    item = {"a": {"b.c": 1, "b": {"c": 2}}, "a.b": {"c": 3}}
+    assert value_at(item, "a.b.c", "here") == 3
+    assert value_at({"a": item["a"]}, "a.b.c", "here") == 1

@@ -71,6 +71,14 @@ def test_another_column_of_ids_is_checked_as_ids_are(tmp_path, kind):
     refused(lambda: batches(source, column="tokens", vocab_size=90), "vocab_size", error=DataError)
 
 
+def test_ids_at_the_ends_of_a_store_are_checked_when_it_is_opened():
+    def opened(**options):
+        return SLWDataset(TABLE, ConstantSchedule(4), batch_size=2, **options)
+
+    refused(lambda: opened(column="mask"), "-1", "'mask'", error=DataError)
+    refused(lambda: opened(column="tokens", vocab_size=90), "vocab_size", "'tokens'", error=DataError)
+
+
 def test_a_bool_column_of_a_store_holds_no_ids():
     source = Dataset.from_dict({"mask": [[True, False]] * 30})
     refused(lambda: batches(source, column="mask"), "bool", "input_ids", error=TypeError)

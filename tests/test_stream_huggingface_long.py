@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slw_data import ConstantSchedule, SLWDataset, SLWLoader
-from slw_data.errors import StateError
+from slw_data.errors import DataError, StateError
 from slw_data.sources.streams import huggingface, open_stream
 
 DOCUMENTS = [list(range(10 * i, 10 * i + (i * 7) % 23)) for i in range(40)]
@@ -196,6 +196,19 @@ def test_a_position_with_another_part_than_two_numbers_is_refused_at_once():
     for part in (None, 3, [1], [0, -1], [True, 2], [position["rows"] + 1, 1], [0, 0]):
         with pytest.raises(StateError, match="saved position"):
             open_stream(table().to_iterable_dataset()).blocks(0, position | {"part": part})
+
+
+def test_a_stop_iteration_after_resuming_is_named_by_its_row():
+    def stops(row):
+        return row if row["input_ids"] != DOCUMENTS[13] or not armed else next(iter([]))
+
+    armed = []
+    stream = open_stream(table().to_iterable_dataset().map(stops))
+    position = next(block.position for block in stream.blocks(0) if block.position["rows"] == 13)  # a long row
+    armed.append(True)
+    resumed = stream.blocks(0, position)
+    with pytest.raises(DataError, match="ended by StopIteration at item 13"):
+        list(resumed)
 
 
 # files

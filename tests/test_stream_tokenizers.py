@@ -126,6 +126,18 @@ def test_further_columns_of_a_fast_tokenizer_are_those_of_each_text():
         assert documents_in(block, column) == [list(tokenizer(each)[column]) for each in texts if each]
 
 
+def test_an_item_without_the_asked_column_is_named_after_several_calls(monkeypatch):
+    monkeypatch.setattr(text, "BATCH_LETTERS", 2)
+
+    def many(texts):
+        return [{"input_ids": [1]} if each != "z" else {} for each in texts]
+
+    monkeypatch.setattr(text, "batch_encoder", lambda tokenizer, columns: many)
+    source = Dataset.from_dict({"text": ["a", "", "b", "c", "d", "", "z"]}).to_iterable_dataset()
+    with pytest.raises(KeyError, match="the tokenizer's result for item 6 has no column 'input_ids'"):
+        list(open_stream(source, tokenizer=len).blocks(0))
+
+
 def test_a_text_that_is_none_among_many_is_named():
     source = Dataset.from_dict({"text": ["a", None, "b"]}).to_iterable_dataset()
     with pytest.raises(DataError, match="the text of item 1 is None"):

@@ -115,10 +115,10 @@ def _open_stores(source: Any, columns: Sequence[str], column: str, vocab_size: i
                 f"a {type(source).__name__} is a single column, and columns={tuple(columns)} were asked for: pass a mapping"
                 " such as {'input_ids': ..., 'loss_mask': ...}"
             )
-    stores = {name: open_tokens(part, column=name) for name, part in parts.items() if name != "input_ids"}
-    stores["input_ids"] = _open_ids(parts["input_ids"], column, vocab_size)
+    stores = {"input_ids": _open_ids(parts.pop("input_ids"), column, vocab_size)}
+    stores |= {name: open_tokens(part, column=name) for name, part in parts.items()}
     check_parallel(stores)
-    return {name: stores[name] for name in columns}
+    return stores
 
 
 def _open_ids(part: Any, column: str, vocab_size: int | None) -> TokenStore:
