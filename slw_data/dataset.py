@@ -84,6 +84,10 @@ class SLWDataset(IterableDataset[Batch]):
             each, also across the cut. "both": ``labels`` and ``shift_labels``. "none". If "labels" is one of the columns,
             they are made from it.
         columns: parallel per-token columns to deliver, input_ids among them.
+        column: where the source has the input_ids: a column of a Hugging Face dataset or of documents that are mappings, or a
+            field in one, as ``"meta.ids"``.
+        text_column, tokenizer, append_eos: of documents that are read in order, see :func:`~slw_data.open_stream`. With a
+            tokenizer a ``Dataset`` and a list of str are texts, which are tokenized as they are read.
         extras: any of "position_ids" (from 0 in each row and in each document of it), "document_ids" (0, 1, ... in each
             row), "step" (the optimizer step, one for each row), "window_ids" (in mode "window": 0, 1, ... in each row;
             position_ids begin anew in each window too), "cu_seq_lens" (the batch as one row of tokens_per_batch
@@ -133,6 +137,10 @@ class SLWDataset(IterableDataset[Batch]):
         mode: str = "stream",
         labels: str = "unshifted",
         columns: Sequence[str] = ("input_ids",),
+        column: str = "input_ids",
+        text_column: str | None = None,
+        tokenizer: Any = None,
+        append_eos: int | None = None,
         extras: Sequence[str] = (),
         vocab_size: int | None = None,
         eos_id: int | None = None,
@@ -152,7 +160,8 @@ class SLWDataset(IterableDataset[Batch]):
         )
         order = Shuffle(shuffle, seed, num_lanes, num_shards, shuffle_buffer)
         ranks = Ranks.of(dp_rank, dp_world_size, mesh, sharded)
-        opened = open_source(source, form.columns, mode=form.order, vocab_size=form.vocab_size, eos_id=form.eos_id)
+        reading = {"column": column, "text_column": text_column, "tokenizer": tokenizer, "append_eos": append_eos}
+        opened = open_source(source, form.columns, form.order, form.vocab_size, form.eos_id, **reading)
         opened = order.over(opened)
         shape = {"batch_size": batch_size, "tokens_per_batch": tokens_per_batch, "grad_accum_steps": grad_accum_steps}
         ends = {"total_steps": total_steps, "total_tokens": total_tokens, "epochs": epochs}

@@ -87,7 +87,14 @@ def launch(script: str, world: int, folder: Path, *, timeout: float = 240, **opt
 
 
 # How warnings begin of plans that are as short as those of tests.
-SHORT_RUNS = "this run ends before its warmup does|more than half of this run's steps are tiny|in stream order the first step|.* would each read the whole of"
+SHORT_RUNS = "|".join(
+    (
+        "this run ends before its warmup does",
+        "more than half of this run's steps are tiny",
+        "in stream order the first step",
+        ".* would each read the whole of",
+    )
+)
 
 
 def main(function: Callable[..., Any]) -> None:

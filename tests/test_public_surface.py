@@ -34,10 +34,10 @@ SURFACE = {
     "RootSchedule": f"{WARMUP}, degree=2)",
     "SLWDataset": (
         "(source, schedule_or_plan, *, batch_size=None, tokens_per_batch=None, grad_accum_steps=1, total_steps=None,"
-        " total_tokens=None, epochs=None, shuffle=False, seed=0, num_lanes=None, num_shards=1,"
-        " shuffle_buffer=None, mode='stream', labels='unshifted',"
-        " columns=('input_ids',), extras=(), vocab_size=None, eos_id=None, pad_id=None, preserve_eos=False,"
-        " max_documents=None, flat_multiple_of=1, bos_id=None, sharded=False, dp_rank=None, dp_world_size=None, mesh=None)"
+        " total_tokens=None, epochs=None, shuffle=False, seed=0, num_lanes=None, num_shards=1, shuffle_buffer=None,"
+        " mode='stream', labels='unshifted', columns=('input_ids',), column='input_ids', text_column=None, tokenizer=None,"
+        " append_eos=None, extras=(), vocab_size=None, eos_id=None, pad_id=None, preserve_eos=False, max_documents=None,"
+        " flat_multiple_of=1, bos_id=None, sharded=False, dp_rank=None, dp_world_size=None, mesh=None)"
     ),
     "SLWLoader": (
         "(dataset, *, num_workers=0, prefetch=2, pin_memory=False, prefetch_factor=None, persistent_workers=False,"

@@ -109,9 +109,10 @@ def by_rows(dataset, epoch):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("epoch", [0, 2])
+@pytest.mark.parametrize(("epoch", "tokens"), [(0, 1 << 22), (2, 6)])
 @pytest.mark.parametrize("chain", CHAINS)
-def test_a_chain_of_transformations_resumes_at_every_block(chain, epoch):
+def test_a_chain_of_transformations_resumes_at_every_block(monkeypatch, chain, epoch, tokens):
+    monkeypatch.setattr(huggingface, "BLOCK_TOKENS", tokens)
     expected = by_rows(CHAINS[chain](), epoch)
     found = list(open_stream(CHAINS[chain]()).blocks(epoch))
     parts = [documents_in(block) for block in found]

@@ -3,6 +3,7 @@
     stores, streams   the two kinds, and opening them
     opening           which kind a thing is
     ids               the rule for token ids
+    paths             names of columns, also within columns
 
 Read :mod:`slw_data.sources.stores` first; :mod:`slw_data.batch` comes next.
 """

@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from slw_data.arguments import given
 from slw_data.cached import cached
 from slw_data.sources.stores import TokenStore, check_parallel, open_tokens
+from slw_data.sources.stores.checks import check_dtype, check_ends
 from slw_data.sources.stores.documents import find_documents
 from slw_data.sources.stores.protocol import Offsets, is_store
 from slw_data.sources.streams import DocumentStream, open_stream
@@ -60,37 +62,92 @@ class Stores:
 
 
 def open_source(
-    source: Any, columns: Sequence[str], *, mode: str, vocab_size: int | None, eos_id: int | None
+    source: Any,
+    columns: Sequence[str],
+    mode: str,
+    vocab_size: int | None,
+    eos_id: int | None,
+    *,
+    column: str = "input_ids",
+    text_column: str | None = None,
+    tokenizer: Any = None,
+    append_eos: int | None = None,
 ) -> Stores | DocumentStream:
-    """``source`` with ``columns``. ValueError for a store without documents, in a mode that needs them."""
+    """``source`` with ``columns``, of which input_ids is read from its ``column``, or made from text.
+
+    ValueError for a store without documents, in a mode that needs them; TypeError for what a kind of source does not take.
+    """
+    if column != "input_ids" and column in columns:
+        raise ValueError(
+            f"column={column!r} holds the ids, which a batch has as 'input_ids', and is one of columns={tuple(columns)} too:"
+            " leave it out there"
+        )
+    if column != "input_ids" and tokenizer is not None:
+        raise TypeError(f"column={column!r} says where token ids are, and tokenizer= makes them of text: write text_column=")
+    if _is_store(source) and not (tokenizer is not None and _holds_text(source)):
+        _refuse_of_streams(source, {"text_column": text_column, "tokenizer": tokenizer, "append_eos": append_eos})
+        stores = Stores(_open_stores(source, columns, column, vocab_size), eos_id)
+        if mode != "stream" and stores.documents is None and eos_id is None:
+            raise ValueError(
+                f"mode={mode!r} needs documents, and {stores.name} knows none: pass eos_id, the token that ends each"
+            )
+        return stores
+    return open_stream(
+        source,
+        column=column,
+        columns=tuple(columns),
+        text_column=text_column,
+        tokenizer=tokenizer,
+        append_eos=append_eos,
+    )
+
+
+def _open_stores(source: Any, columns: Sequence[str], column: str, vocab_size: int | None) -> dict[str, TokenStore]:
     if isinstance(source, Mapping):
         missing = [name for name in columns if name not in source]
         if missing:
             raise KeyError(f"the source has no column {missing[0]!r}, only {', '.join(map(repr, source))}")
         parts = {name: source[name] for name in columns}
-    elif _is_store(source):
+    else:
         parts = dict.fromkeys(columns, source)
         if len(parts) > 1 and not _has_columns(source):
             raise ValueError(
                 f"a {type(source).__name__} is a single column, and columns={tuple(columns)} were asked for: pass a mapping"
                 " such as {'input_ids': ..., 'loss_mask': ...}"
             )
-    else:
-        return open_stream(source, columns=tuple(columns))
-    stores = {
-        name: open_tokens(part, column=name, vocab_size=vocab_size if name == "input_ids" else None)
-        for name, part in parts.items()
-    }
+    stores = {"input_ids": _open_ids(parts.pop("input_ids"), column, vocab_size)}
+    stores |= {name: open_tokens(part, column=name) for name, part in parts.items()}
     check_parallel(stores)
-    if mode != "stream" and stores["input_ids"].documents is None and eos_id is None:
-        raise ValueError(
-            f"mode={mode!r} needs documents, and {stores['input_ids'].name} knows none: pass eos_id, the token that ends each"
+    return stores
+
+
+def _open_ids(part: Any, column: str, vocab_size: int | None) -> TokenStore:
+    if column == "input_ids":
+        return open_tokens(part, vocab_size=vocab_size)
+    if not _has_columns(part):
+        raise TypeError(f"column={column!r} is one of several in a Hugging Face Dataset, and a {type(part).__name__} has none")
+    store = open_tokens(part, column=column, vocab_size=vocab_size)
+    check_dtype(store, "input_ids", vocab_size, None)
+    check_ends(store, "input_ids", vocab_size)
+    return store
+
+
+def _refuse_of_streams(source: Any, options: Mapping[str, Any]) -> None:
+    """TypeError for options that only documents which are read in order have."""
+    if found := given(options):
+        raise TypeError(
+            f"{found} is for documents that are read in order, and a {type(source).__name__} is opened as a store of token ids:"
+            " leave it out, or pass text as a Hugging Face dataset or an iterable of str, with tokenizer="
         )
-    return Stores(stores, eos_id)
+
+
+def _holds_text(source: Any) -> bool:
+    """Whether this store may as well be a source of texts."""
+    return _is_hf_dataset(source) or (isinstance(source, (list, tuple)) and not is_store(source))
 
 
 def _is_store(source: Any) -> bool:
-    if isinstance(source, (str, os.PathLike, np.ndarray, torch.Tensor)) or is_store(source) or _is_hf_dataset(source):
+    if isinstance(source, (Mapping, str, os.PathLike, np.ndarray, torch.Tensor)) or is_store(source) or _is_hf_dataset(source):
         return True
     return isinstance(source, (list, tuple)) and bool(source) and isinstance(source[0], (os.PathLike, str))
 

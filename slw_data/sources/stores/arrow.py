@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from slw_data.errors import DataError
+from slw_data.sources.paths import arrow_column, head, schema_names
 from slw_data.sources.stores.pieces import PiecedStore, Pieces
 from slw_data.sources.stores.protocol import Offsets, Tokens
 
@@ -45,9 +46,10 @@ class ArrowStore(PiecedStore):
 
     def __init__(self, dataset: "datasets.Dataset", column: str, name: str | None = None) -> None:
         self._dataset, self._column = dataset, column
-        name = f"{name or 'Dataset'} column {column!r}"
-        refuse_transform(dataset, column)
-        arrays, listed = _column_chunks(dataset, column, name)
+        where = name or "Dataset"
+        refuse_transform(dataset, column, where)
+        arrays, listed = _column_chunks(dataset, column, where)
+        name = f"{where} column {column!r}"
         rows = _row_indices(dataset)
         _refuse_null_rows(arrays, rows, name)
         chunks = [_list_chunk(array) if listed else _flat_chunk(array, rows) for array in arrays]
@@ -84,7 +86,7 @@ def open_folder(path: str, column: str) -> ArrowStore:
         raise DataError(f"{path} cannot be read ({error}): write it again with save_to_disk") from error
 
 
-def refuse_transform(dataset: "datasets.Dataset", column: str) -> None:
+def refuse_transform(dataset: "datasets.Dataset", column: str, where: str = "the Dataset") -> None:
     """Refuse a dataset whose rows are not what lies in its table: it makes them anew whenever one is asked for."""
     shown = dataset.format
     if shown["type"] == "custom":
@@ -94,8 +96,9 @@ def refuse_transform(dataset: "datasets.Dataset", column: str) -> None:
             f"the Dataset has a transform, {called}, which makes its rows when they are asked for, and a table is read here "
             "without it: write dataset.with_format(None).map(...) to have it applied once, or with_format(None) to go without"
         )
-    if column in dataset.column_names and column not in shown["columns"] and not shown["output_all_columns"]:
-        raise KeyError(f"the format of the Dataset hides column {column!r}, it shows {shown['columns']}: with_format(None)")
+    first = head(schema_names(dataset.data.schema), column, where)
+    if first not in shown["columns"] and not shown["output_all_columns"]:
+        raise KeyError(f"the format of the Dataset hides column {first!r}, it shows {shown['columns']}: with_format(None)")
 
 
 def _check_shards(path: str) -> None:
@@ -109,18 +112,16 @@ def _check_shards(path: str) -> None:
                 raise DataError(f"{shard} is truncated: its {size} bytes do not end with Arrow's end mark")
 
 
-def _column_chunks(dataset: "datasets.Dataset", column: str, name: str) -> "tuple[list[pa.Array], bool]":
+def _column_chunks(dataset: "datasets.Dataset", column: str, where: str) -> "tuple[list[pa.Array], bool]":
     """The non-empty chunks of a column, and whether they are lists."""
     import pyarrow as pa
 
-    if column not in dataset.column_names:
-        raise KeyError(f"no column {column!r} in the dataset, found {sorted(dataset.column_names)}: write column=")
-    chunks: pa.ChunkedArray = dataset.data.column(column)
+    chunks = arrow_column(dataset.data.table, column, where)
     kind = chunks.type
     listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     item = kind.value_type if listed else kind
     if not (pa.types.is_integer(item) or pa.types.is_boolean(item)):
-        raise TypeError(f"{name} has type {kind}, expected lists of integers, one list of token ids per row")
+        raise TypeError(f"{where} column {column!r} has type {kind}, expected lists of integers, one list of token ids per row")
     return [chunk for chunk in chunks.chunks if len(chunk)], listed
 
 

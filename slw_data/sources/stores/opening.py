@@ -62,7 +62,8 @@ def open_tokens(
 
     ``dtype``: of headerless files, required there (``">u2"`` for a high byte first); elsewhere it must be the source's
     own. With it, a ``.bin`` beside an ``.idx`` is read as headerless.
-    ``column``: of a Hugging Face dataset. Only columns other than ``"input_ids"`` may be bool or negative.
+    ``column``: of a Hugging Face dataset, or a field of a struct as ``"meta.ids"``. Only columns other than
+    ``"input_ids"`` may be bool or negative.
     ``vocab_size``: if given, ids at both ends must be below it. ``eos_id``: if given, the dtype must hold it.
 
     Raises TypeError for a wrong kind of source or of tokens, DataError for wrong content, KeyError for a missing

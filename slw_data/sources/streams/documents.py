@@ -1,14 +1,14 @@
 """From one item of a source to arrays: every rule about what a document may be is here.
 
-An item is a list, an array or a tensor of token ids, or a mapping that holds one such value per column. What comes out
-is one 1-D integer array per column, all of one length, in memory that nobody else can change. Text goes one step
-further, in ``text``. Read ``blocks`` next.
+An item is a list, an array or a tensor of token ids, or a mapping that holds one such value per column, which may lie in
+a mapping within it (``paths``). What comes out is one 1-D integer array per column, all of one length, in memory that
+nobody else can change. Text goes one step further, in ``text``. Read ``blocks`` next.
 """
 
 import operator
 import zlib
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from slw_data.errors import DataError
+from slw_data.sources.paths import value_at
 from slw_data.sources.streams.protocol import Integers
 
 Arrays: TypeAlias = tuple[Integers, ...]
@@ -25,20 +26,31 @@ _LARGEST = 2**63 - 1
 
 @dataclass(frozen=True)
 class TokenDocuments:
-    """Reads items that hold token ids. ``ids`` is the column that holds them: it alone may not be negative."""
+    """Reads items that hold token ids. ``ids`` is the column of them: it alone may not be negative. They are found at
+    ``path`` in an item, and every other column under its own name."""
 
     columns: tuple[str, ...]
     ids: str
+    path: str
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where each column is found in an item."""
+        return tuple(self.path if column == self.ids else column for column in self.columns)
+
+    def rows(self, items: Iterable[Any], first: int) -> Iterator[Arrays]:
+        """The arrays of consecutive items, the first of which has number ``first``."""
+        return (self.tokens(self.pick(item, index), index) for index, item in enumerate(items, first))
 
     def pick(self, item: Any, index: int) -> Any:
         """What the item says, before any costly step: enough for a digest."""
-        values = [token_array(value, f"column {column!r} of item {index}", signed=column != self.ids)
-                  for column, value in zip(self.columns, self._values(item, index), strict=True)]  # fmt: skip
-        for column, value in zip(self.columns, values, strict=True):
+        values = [token_array(value, f"column {path!r} of item {index}", signed=column != self.ids)
+                  for column, path, value in zip(self.columns, self.paths, self._values(item, index), strict=True)]  # fmt: skip
+        for path, value in zip(self.paths, values, strict=True):
             if len(value) != len(values[0]):
                 raise DataError(
                     f"all columns of a document have one length, but item {index} has {len(values[0])} tokens in "
-                    f"{self.columns[0]!r} and {len(value)} in {column!r}"
+                    f"{self.paths[0]!r} and {len(value)} in {path!r}"
                 )
         return tuple(values)
 
@@ -51,7 +63,7 @@ class TokenDocuments:
         if item is None:
             raise DataError(f"item {index} is None, not a document: drop it, or yield an empty list")
         if isinstance(item, Mapping):
-            return [column_of(item, column, f"item {index}") for column in self.columns]
+            return [value_at(item, path, f"item {index}") for path in self.paths]
         if isinstance(item, str | bytes):
             raise TypeError(f"item {index} is {type(item).__name__}, not token ids: pass tokenizer= for text")
         if isinstance(item, int | np.integer):
@@ -64,13 +76,6 @@ class TokenDocuments:
                 f"item {index} is a {type(item).__name__}, but columns={self.columns} need a mapping that holds each"
             )
         return [item]
-
-
-def column_of(item: Mapping[Any, Any], column: str, where: str) -> Any:
-    """The value of a column, or a KeyError that lists what there is."""
-    if column not in item:
-        raise KeyError(f"{where} has no column {column!r}; it has {sorted(map(str, item))}")
-    return item[column]
 
 
 def token_array(value: Any, where: str, *, signed: bool = False) -> Integers:

@@ -1,15 +1,22 @@
 """Streams over a Hugging Face ``IterableDataset``, read in Arrow batches where it has them.
 
-Read by rows, such a dataset splits itself among torch workers; ``iter(batch_size)`` does not. A position is the
-dataset's own state before a batch, with the number of rows and a checksum of the batch: where a version of ``datasets``
-resumes at another row, the checksum tells, and the rows are counted from the start instead. Read ``stored`` next.
+Read by rows, such a dataset splits itself among torch workers; ``iter(batch_size)`` does not. A batch is some rows,
+and is cut between rows into blocks of bounded tokens::
+
+    batch    [ a a a a | b b b | c c c c c c c c c c c c c c | d d ]       4 rows, bound of 8 tokens
+    blocks   [ a a a a | b b b ] [ c c c c c c c c c c c c c c ] [ d d ]
+
+A position is the dataset's own state before the batch, the block's part of it in rows, and a checksum of the block: where
+a version of ``datasets`` resumes at another row, the checksum tells, and the rows are counted from the start instead.
+Read ``opening`` next.
 """
 
 import copy
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from itertools import chain, islice
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +24,30 @@ from torch.utils.data import get_worker_info
 
 from slw_data.cached import cached
 from slw_data.errors import DataError, StateError, warn
+from slw_data.sources.paths import arrow_column, arrow_type, head, schema_names
 from slw_data.sources.streams.blocks import Draft, joined, sealed
-from slw_data.sources.streams.documents import TokenDocuments, check_not_negative, signed_64
-from slw_data.sources.streams.items import item_number, saved_fields
+from slw_data.sources.streams.documents import Arrays, TokenDocuments, check_not_negative, signed_64
+from slw_data.sources.streams.items import check_block, item_number, saved_fields
 from slw_data.sources.streams.iterables import plain, undivided
 from slw_data.sources.streams.marks import code_mark, options_mark, short
 from slw_data.sources.streams.protocol import Block, Integers
 from slw_data.sources.streams.text import TextDocuments
 
 BATCH_ROWS = 256
+BLOCK_TOKENS = 1 << 22  # of a block of more than one row
+
+
+class Saved(NamedTuple):
+    """The fields of a position, of which ``rows`` is the number of the block's first row, and ``part`` how many rows its
+    batch has before it and how many it has."""
+
+    rows: int
+    state: Any
+    check: int
+    part: list[int]
+
+
+Flattened: TypeAlias = tuple[npt.NDArray[np.int64], dict[str, Integers]]  # lengths of rows, and the tokens of each column
 
 
 @dataclass(eq=False)
@@ -41,11 +63,10 @@ class HuggingFaceStream:
 
     def __post_init__(self) -> None:
         features = self.source.features
-        for column in self._source_columns() if features is not None else ():
-            if column not in features:
-                raise KeyError(f"{self.name} has no column {column!r}; it has {sorted(features)}")
+        for path in self._paths() if features is not None else ():
+            kind = arrow_type(features.arrow_schema, path, self.name)
             if not isinstance(self.documents, TextDocuments):
-                check_list_type(features.arrow_schema.field(column).type, f"column {column!r} of {self.name}")
+                check_list_type(kind, f"column {path!r} of {self.name}")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -98,15 +119,24 @@ class HuggingFaceStream:
         """The blocks of pass ``epoch``. Raises StateError for a position of another source or another pass."""
         if position is None:
             return sealed(self._read(epoch), name=self.name, append_eos=self.append_eos)
-        rows, state, _ = saved_fields(position, ("rows", "state", "check"), self.name)
-        if state is not None and state["epoch"] != epoch:
-            raise StateError(f"the saved position of {self.name} is in pass {state['epoch']}, but pass {epoch} was asked")
-        first = item_number(rows, self.name)
-        return sealed(self._resume(epoch, position), name=self.name, append_eos=self.append_eos, first=first)
+        saved = self._saved(position)
+        if saved.state is not None and saved.state["epoch"] != epoch:
+            raise StateError(f"the saved position of {self.name} is in pass {saved.state['epoch']}, but pass {epoch} was asked")
+        return sealed(self._resume(epoch, saved), name=self.name, append_eos=self.append_eos, first=saved.rows)
 
-    def _resume(self, epoch: int, position: Any) -> Iterator[Draft]:
-        rows, check = position["rows"], position["check"]
-        drafts = self._read(epoch, position["state"], rows)
+    def _saved(self, position: Any) -> Saved:
+        """A position without ``part`` is from when a block was a whole batch."""
+        before = isinstance(position, dict) and "part" not in position
+        given = {**position, "part": [0, BATCH_ROWS]} if before else position
+        saved = Saved(*saved_fields(given, Saved._fields, self.name))
+        check_block(saved.part, self.name)
+        if item_number(saved.rows, self.name) < saved.part[0] or saved.part[1] == 0:
+            raise StateError(f"a saved position of {self.name} is that of some rows of a batch, but this is {position!r}")
+        return saved
+
+    def _resume(self, epoch: int, saved: Saved) -> Iterator[Draft]:
+        rows, (skipped, count), check = saved.rows, saved.part, saved.check
+        drafts = self._read(epoch, rows, count, saved.state, rows - skipped)
         try:
             head = next(drafts, None)
         except (LookupError, TypeError, SystemError):  # what datasets does with a state that does not fit
@@ -116,7 +146,7 @@ class HuggingFaceStream:
                 f"{self.name} does not resume at the row where its state was taken (some versions of datasets "
                 f"do not, after a map); reading {rows} rows again from the start of the pass",
             )
-            drafts = (draft for draft in self._read(epoch) if draft.first >= rows)
+            drafts = self._read(epoch, rows, count)
             head = next(drafts, None)
         if head is None or head.position["check"] != check:
             raise StateError(
@@ -126,7 +156,8 @@ class HuggingFaceStream:
         yield head
         yield from drafts
 
-    def _read(self, epoch: int, state: Any = None, rows: int = 0) -> Iterator[Draft]:
+    def _read(self, epoch: int, begin: int = 0, count: int | None = None, state: Any = None, first: int = 0) -> Iterator[Draft]:
+        """The blocks from row ``begin`` on, the first one of ``count`` rows. ``state`` is that before row ``first``."""
         source = self._private(epoch)
         if state is not None:
             source.load_state_dict(plain(state, self.name))
@@ -134,12 +165,44 @@ class HuggingFaceStream:
             import fsspec.asyn
 
             fsspec.asyn.reset_lock()  # held by a thread that a fork left behind
-        for batch in undivided(lambda: source.iter(BATCH_ROWS)):
-            lengths, columns = self._flatten(batch, rows)
-            check = _checksum(lengths, columns)
-            yield Draft({"rows": rows, "state": state, "check": check}, rows, lengths, columns)
-            rows += len(lengths)
+        for batch in _batches(source):
+            part = max(begin - first, 0), count if first <= begin else None
+            first += yield from self._cut(batch, first, state, *part)
             state = plain(source.state_dict(), self.name)
+
+    def _cut(self, batch: Any, first: int, state: Any, skip: int, count: int | None) -> Generator[Draft, None, int]:
+        """The blocks of a batch after ``skip`` rows, the first one of ``count`` rows; returns how many rows the batch has."""
+        if isinstance(batch, Iterator):
+            start = sum(1 for _ in islice(batch, skip))
+            parts = self._cut_rows(batch, first + start, count)
+        else:
+            start = min(skip, batch.num_rows)
+            parts = self._cut_table(batch.slice(start), first + start, count)
+        for lengths, columns in parts:
+            here = Saved(first + start, state, _checksum(lengths, columns), [start, len(lengths)])
+            yield Draft(here._asdict(), first + start, lengths, columns)
+            start += len(lengths)
+        return start
+
+    def _cut_table(self, table: Any, first: int, count: int | None) -> Iterator[Flattened]:
+        values = [arrow_column(table, path, self.name) for path in self._paths()]
+        if isinstance(self.documents, TextDocuments):
+            yield from self._cut_rows(iter(values[0].to_pylist()), first, count)
+            return
+        for start, stop in _cuts(list_lengths(values[0]), count):
+            yield self._flatten([value.slice(start, stop - start) for value in values], first + start)
+
+    def _cut_rows(self, items: Iterator[Any], first: int, count: int | None) -> Iterator[Flattened]:
+        """The same of single rows, which are read one at a time."""
+        rows, tokens = list[Arrays](), 0
+        for row in self.documents.rows(items, first):
+            if rows and (tokens + len(row[0]) > BLOCK_TOKENS if count is None else len(rows) == count):
+                yield joined(rows, self.columns)
+                rows, tokens, count = [], 0, None
+            rows.append(row)
+            tokens += len(row[0])
+        if rows:
+            yield joined(rows, self.columns)
 
     def _private(self, epoch: int) -> Any:
         """The dataset with counters of its own, so that two iterators, or the user's and ours, do not meet."""
@@ -147,39 +210,57 @@ class HuggingFaceStream:
         source._ex_iterable = _copied(source._ex_iterable)
         if source.features is not None:
             source._ex_iterable = _typed(source._ex_iterable, source.features)
-            source = source.select_columns(list(self._source_columns()))
+            names = schema_names(source.features.arrow_schema)
+            source = source.select_columns(list(dict.fromkeys(head(names, path, self.name) for path in self._paths())))
         # without Arrow batches below, rows become tables one by one: slow, and an empty list has no type to join by
         source = source.with_format("arrow" if source._ex_iterable.iter_arrow else None)
         source.set_epoch(epoch)
         return source
 
-    def _source_columns(self) -> tuple[str, ...]:
-        return (self.documents.text_column,) if isinstance(self.documents, TextDocuments) else self.columns
+    def _paths(self) -> tuple[str, ...]:
+        return (self.documents.text_column,) if isinstance(self.documents, TextDocuments) else self.documents.paths
 
-    def _flatten(self, batch: Any, first: int) -> tuple[npt.NDArray[np.int64], dict[str, Integers]]:
-        names = self._source_columns()
-        if isinstance(batch, dict):
-            values = {name: _column(batch, list(batch), name, self.name) for name in names}
-        else:
-            values = {name: _column(batch, batch.column_names, name, self.name) for name in names}
-            if not isinstance(self.documents, TextDocuments):
-                return self._flatten_arrow(values, first)
-            values = {name: column.to_pylist() for name, column in values.items()}
-        read = self.documents
-        items = enumerate((dict(zip(names, row, strict=True)) for row in zip(*values.values(), strict=True)), first)
-        return joined([read.tokens(read.pick(item, index), index) for index, item in items], self.columns)
-
-    def _flatten_arrow(self, values: dict[str, Any], first: int) -> tuple[npt.NDArray[np.int64], dict[str, Integers]]:
-        lists = {c: flat_lists(column, c, first, signed=c != self.documents.ids) for c, column in values.items()}
-        lengths = lists[self.columns[0]][0]
-        for column, (others, _) in lists.items():
+    def _flatten(self, values: list[Any], first: int) -> Flattened:
+        paths = self.documents.paths
+        lists = [flat_lists(value, path, first, signed=column != self.documents.ids)
+                 for value, path, column in zip(values, paths, self.columns, strict=True)]  # fmt: skip
+        lengths = lists[0][0]
+        for path, (others, _) in zip(paths, lists, strict=True):
             differ = np.flatnonzero(others != lengths)
             if differ.size:
                 raise DataError(
                     f"all columns of a document have one length, but item {first + differ[0]} has {lengths[differ[0]]} "
-                    f"tokens in {self.columns[0]!r} and {others[differ[0]]} in {column!r}"
+                    f"tokens in {paths[0]!r} and {others[differ[0]]} in {path!r}"
                 )
-        return lengths, {column: tokens for column, (_, tokens) in lists.items()}
+        return lengths, {column: tokens for column, (_, tokens) in zip(self.columns, lists, strict=True)}
+
+
+def _batches(source: Any) -> Iterator[Any]:
+    """Tables of some rows; or, where a Python function makes the rows, iterators of so many, each of which is to be used up."""
+    if source._ex_iterable.iter_arrow:
+        yield from undivided(lambda: source.iter(BATCH_ROWS))
+        return
+    rows = ({name: value for name, (value,) in row.items()} for row in undivided(lambda: source.iter(1)))
+    for row in rows:
+        yield chain([row], islice(rows, BATCH_ROWS - 1))
+
+
+def _cuts(lengths: npt.NDArray[np.int64], count: int | None) -> Iterator[tuple[int, int]]:
+    """Rows from where to where are a block: the first one has ``count`` of them, the others as many as the bound allows."""
+    ends, start = np.cumsum(lengths), 0
+    while start < len(ends):
+        before = int(ends[start - 1]) if start else 0
+        most = start + count if count is not None else int(np.searchsorted(ends, before + BLOCK_TOKENS, side="right"))
+        stop = min(max(most, start + 1), len(ends))
+        yield start, stop
+        start, count = stop, None
+
+
+def list_lengths(column: Any) -> npt.NDArray[np.int64]:
+    """Of each row of an Arrow column of lists; 0 of what is none."""
+    import pyarrow.compute as compute
+
+    return np.asarray(compute.list_value_length(column).fill_null(0), np.int64)
 
 
 def check_list_type(kind: Any, where: str) -> None:
@@ -220,16 +301,10 @@ def flat_lists(column: Any, name: str, first: int, *, signed: bool) -> tuple[npt
     return lengths, tokens
 
 
-def _column(batch: Any, present: list[str], name: str, source: str) -> Any:
-    if name not in present:
-        raise KeyError(f"{source} has no column {name!r}; it has {sorted(present)}")
-    return batch[name]
-
-
 def _checksum(lengths: npt.NDArray[np.int64], columns: Mapping[str, Integers]) -> int:
     found = zlib.crc32(lengths.tobytes())
     for column in sorted(columns):
-        found = zlib.crc32(columns[column].tobytes(), found)
+        found = zlib.crc32(np.ascontiguousarray(columns[column]).data, found)
     return found
 
 

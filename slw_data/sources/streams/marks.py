@@ -128,9 +128,10 @@ def _is_full(cell: Any) -> bool:
 def options_mark(documents: TokenDocuments, append_eos: int | None) -> str:
     """What is done with the items: columns, tokenizer and end token; empty where ids are taken as they are."""
     parts = []
-    if documents.columns != (documents.ids,) or documents.ids != "input_ids":
+    if documents.columns != (documents.ids,) or documents.ids != "input_ids" or documents.path != documents.ids:
+        ids = documents.ids if documents.path == documents.ids else f"{documents.path!r} as {documents.ids}"
         others = sorted(column for column in documents.columns if column != documents.ids)
-        parts.append(f"columns {', '.join([documents.ids, *others])}")
+        parts.append(f"columns {', '.join([ids, *others])}")
     tokenizer = getattr(documents, "tokenizer", None)
     if tokenizer is not None:
         probed = _probed(documents)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SubsetR
 
 from slw_data.arguments import items
 from slw_data.errors import DataError, warn
+from slw_data.sources.paths import head, schema_names
 from slw_data.sources.stores.arrow import refuse_transform
 from slw_data.sources.streams.documents import TokenDocuments
 from slw_data.sources.streams.huggingface import HuggingFaceStream
@@ -42,6 +43,8 @@ def open_stream(
     of documents, a torch ``DataLoader`` with ``batch_size=None``, any other iterable, a callable that returns a fresh
     iterator, or a one-shot iterator (one pass, one process). A stream is returned as it is. A document is a list, an
     array or a tensor of token ids, or a mapping with such a value for each of ``columns`` (default: ``column`` alone).
+    ``column`` is where the ids are, as input_ids if that is one of ``columns`` and ``column`` is not. A name with dots, as
+    ``"meta.ids"``, is a field of a struct or of a mapping, unless a column has that very name.
 
     With ``tokenizer`` (a callable, or an object with ``encode``) documents are str, or mappings with ``text_column``
     (default "text"). ``append_eos`` ends each non-empty document with that id unless it already does.
@@ -56,8 +59,9 @@ def open_stream(
         raise TypeError(f"column must be the name of a column, got {column!r:.200}")
     wanted = _column_names(column, columns)
     if isinstance(x, DocumentStream):
-        return _as_it_is(x, wanted if columns is not None else (), (text_column, tokenizer, append_eos))
-    documents = _documents(_ids_column(column, wanted), wanted, text_column, tokenizer)
+        named = None if column == "input_ids" else column
+        return _as_it_is(x, wanted if columns is not None else (), (named, text_column, tokenizer, append_eos))
+    documents = _documents(*_ids_column(column, wanted), wanted, text_column, tokenizer)
     _check_append_eos(append_eos, wanted)
     if type(x).__module__.partition(".")[0] == "pandas" and getattr(x, "ndim", 0) == 1:
         x = list(x)  # of a Series: its index is by label
@@ -100,39 +104,43 @@ def _column_names(column: str, columns: Sequence[str] | None) -> tuple[str, ...]
     return wanted
 
 
-def _ids_column(column: str, wanted: tuple[str, ...]) -> str:
-    """The column of token ids: the one that is named, or the only one."""
-    if column in wanted or len(wanted) == 1:
-        return column if column in wanted else wanted[0]
+def _ids_column(column: str, wanted: tuple[str, ...]) -> tuple[str, str]:
+    """The column of token ids, and the path to them: the column that is named, else ``input_ids``, else the only one."""
+    if column in wanted:
+        return column, column
+    if "input_ids" in wanted:
+        return "input_ids", column
+    if len(wanted) == 1 and column == "input_ids":
+        return wanted[0], wanted[0]
     raise DataError(
         f"one of the columns {wanted} holds the token ids, which are checked, and column={column!r} is none of them: "
-        f"write column={wanted[0]!r}, or whichever it is"
+        f"write column={wanted[0]!r}, or whichever it is, or columns=('input_ids', ...) for the ids of {column!r} as input_ids"
     )
 
 
 def _as_it_is(x: DocumentStream, columns: Sequence[str], others: tuple[Any, ...]) -> DocumentStream:
     if any(option is not None for option in others):
-        raise TypeError(f"{x.name} is a stream already: give tokenizer, text_column and append_eos where it is opened")
+        raise TypeError(f"{x.name} is a stream already: give column, tokenizer, text_column and append_eos where it is opened")
     for name in columns:
         if name not in x.columns:
             raise KeyError(f"{x.name} has no column {name!r}; it has {sorted(x.columns)}")
     return x
 
 
-def _documents(ids: str, wanted: tuple[str, ...], text_column: str | None, tokenizer: Any) -> TokenDocuments:
+def _documents(ids: str, path: str, wanted: tuple[str, ...], text_column: str | None, tokenizer: Any) -> TokenDocuments:
     if not isinstance(text_column, str | None):
         raise TypeError(f"text_column must be the name of a column, got {text_column!r:.200}")
     if tokenizer is None:
         if text_column is not None:
             raise TypeError(f"text_column={text_column!r} says that documents are text, which needs tokenizer=")
-        return TokenDocuments(wanted, ids)
+        return TokenDocuments(wanted, ids, path)
     if isinstance(tokenizer, str):
         raise TypeError(f"tokenizer must be an object, such as AutoTokenizer.from_pretrained({tokenizer[:80]!r}), got a str")
     if isinstance(tokenizer, type):
         raise TypeError(f"tokenizer must be an object, got the class {tokenizer.__name__}: make one of it first")
     if not callable(tokenizer) and not hasattr(tokenizer, "encode"):
         raise TypeError(f"a tokenizer is callable or has encode, but a {type(tokenizer).__name__} is neither")
-    return TextDocuments(wanted, ids, tokenizer, "text" if text_column is None else text_column)
+    return TextDocuments(wanted, ids, path, tokenizer, "text" if text_column is None else text_column)
 
 
 def _check_append_eos(append_eos: int | None, wanted: tuple[str, ...]) -> None:
@@ -181,10 +189,9 @@ def _is_hugging_face(x: Any, kind: str) -> bool:
 def _text_rows(x: Any, documents: TokenDocuments) -> Any:
     if not isinstance(documents, TextDocuments):
         raise TypeError("a Hugging Face Dataset of token ids is a store: use open_tokens; for text, pass tokenizer=")
-    if documents.text_column not in x.column_names:
-        raise KeyError(f"the Dataset has no column {documents.text_column!r}; it has {sorted(x.column_names)}")
+    column = head(schema_names(x.features.arrow_schema), documents.text_column, "the Dataset")
     refuse_transform(x, documents.text_column)
-    return x.select_columns([documents.text_column]).with_format(None)
+    return x.select_columns([column]).with_format(None)
 
 
 def _check_loader(loader: Any, name: str) -> None:
