@@ -6,7 +6,8 @@ and again. What is timed is finding and making batches, not the disk: the tokens
 files are few. Without a thread that reads ahead, so that no second core is needed.
 
 The last table has the milliseconds that a step of 32 rows costs one of many ranks, for each mode, over a store of 10 million
-documents, whose sizes are log-normal, with a median of 400 tokens. There steps follow each other.
+documents, whose sizes are log-normal, with a median of 400 tokens; and over a stream that is divided into as many shards as
+there are ranks, with documents of such sizes, reading them included. There steps follow each other.
 """
 
 from __future__ import annotations
@@ -86,7 +87,38 @@ def ranks(seconds: float, rounds: int, documents: int, worlds: Sequence[int]) ->
         measured = per_item({name: partial(iter, loader) for name, loader in loaders.items()}, seconds=seconds, rounds=rounds)
         took = [f"{median(times) * 1e3:.3f}" for times in measured.values()]  # a chunk's first step bears its cost
         rows.append([f"{mode}, {'shuffled' if shuffle else 'in order'}, {length:,}", *took])
+    for (mode, lanes), length in product((("stream", 1), ("stream", 64), ("segment", 64), ("truncate", 1)), (8, 1024)):
+        loaders = {str(world): of_one_shard(mode, lanes, length, world) for world in worlds}
+        measured = per_item({name: partial(iter, loader) for name, loader in loaders.items()}, seconds=seconds, rounds=rounds)
+        took = [f"{median(times) * 1e3:.3f}" for times in measured.values()]
+        rows.append([f"{mode}, divided stream, {lanes} lane{'s' * (lanes > 1)}, {length:,}", *took])
     return table(["mode, order, length", *(f"{world:,}" for world in worlds)], rows)
+
+
+def documents_of(shard: int, num_shards: int) -> Iterator[Any]:
+    """Documents of one shard, which cost nothing to make."""
+    sizes = np.random.default_rng(shard).lognormal(np.log(400), 1, 1000).astype(np.int64) + 1
+    tokens = np.arange(int(sizes.max()))
+    while True:
+        yield from (tokens[:size] for size in sizes)
+
+
+def of_one_shard(mode: str, lanes: int, length: int, world: int) -> SLWLoader:
+    """The loader of the middle one of ``world`` ranks, each of which reads one shard of a stream."""
+    dataset = SLWDataset(
+        documents_of,
+        ConstantSchedule(length),
+        batch_size=RANK_ROWS,
+        total_steps=10**9,
+        mode=mode,
+        pad_id=None if mode == "stream" else 0,
+        labels="none",
+        num_lanes=lanes,
+        num_shards=max(2, world),
+        dp_rank=world // 2,
+        dp_world_size=world,
+    )
+    return SLWLoader(dataset, prefetch=0)
 
 
 Case = Callable[[bool], SLWLoader]  # shuffled or not -> a loader at the step to begin at
