@@ -1,4 +1,4 @@
-"""Divided streams of real libraries: files of Parquet and JSON lines by ``datasets``, mapped and interleaved, and webdataset."""
+"""Divided streams of real libraries: Parquet and JSON lines by ``datasets``, mapped and interleaved, and webdataset."""
 
 import io
 import itertools
