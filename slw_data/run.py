@@ -141,9 +141,9 @@ class Run:
             + ("" if parts is None else f" and the {parts} shards of the source")
         )  # fmt: skip
         end = "" if self.epochs is None else ", and total_steps"
+        who = [f"{count} {name}" for count, name in ((self.ranks.world, "ranks"), (num_workers, "workers")) if count > 1]
         return (
-            f"{self.ranks.world} ranks with {max(1, num_workers)} readers would each read the whole of {source.name}:"
-            f" {write}{end}, and each of them reads a part of its own"
+            f"{' x '.join(who)} would each read the whole of {source.name}: {write}{end}, and each of them reads a part of its own"
         )
 
     def received(self, at: Position, messages: Any) -> Iterator[Chunk]:

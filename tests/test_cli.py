@@ -684,7 +684,7 @@ def test_bad_arguments_of_inspect_are_refused_in_one_line(capsys, tmp_path):
     refused(capsys, *raw, "--step", 0, *vast, facts=["out of memory", "too large"])
     refused(capsys, *raw, "--step", 1, *shape, "--seed", -1, facts=["seed", "-1"])
     refused(capsys, *raw, "--step", 1, *shape, "--dp-rank", 3, facts=["3"])
-    refused(capsys, *raw, "--step", 1, "--mode", "pack", *shape, facts=["mode", "'pack'", "'segment'"])
+    refused(capsys, *raw, "--step", 1, "--mode", "packed", *shape, facts=["mode", "'packed'", "'segment'"])
     refused(capsys, *raw, "--tokenizer", "no_such", facts=["no_such"])
 
 

@@ -84,7 +84,7 @@ REFUSALS = {
       ("preserve_eos", "'truncate'", "'segment'")),
     "segments without a pad": (DOCS, {"mode": "segment"}, ValueError, ("mode='segment'", "pad_id")),
     "truncating without a pad": (DOCS, {"mode": "truncate"}, ValueError, ("mode='truncate'", "pad_id")),
-    "a shuffled stream": (DOCS, {"shuffle": True}, ValueError, ("shuffle=True", "store", "source")),
+    "a shuffled stream": (DOCS, {"shuffle": True}, ValueError, ("shuffle=True", "store", "shuffle_buffer=n")),
     "segments of an array": (TOKENS, {"mode": "segment", "pad_id": 0}, ValueError,
       ("mode='segment'", "numpy array", "eos_id")),
     "document ids of an array": (TOKENS, {"extras": ["document_ids"]}, ValueError,

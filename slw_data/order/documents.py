@@ -307,6 +307,8 @@ class DocumentOrder:
 
     def seek(self, step: int) -> Position:
         """The beginning of ``step``, by reading from the start. StateError if the data ends before it."""
+        if step == 0:
+            return self.begin
         reader, wanted = self.reader(self.begin), self.plan.rows_before(step)
         while reader.row < wanted:
             some = reader.need(min(wanted - reader.row, _AT_ONCE))
