@@ -143,7 +143,8 @@ class Run:
         end = "" if self.epochs is None else ", and total_steps"
         who = [f"{count} {name}" for count, name in ((self.ranks.world, "ranks"), (num_workers, "workers")) if count > 1]
         return (
-            f"{' x '.join(who)} would each read the whole of {source.name}: {write}{end}, and each of them reads a part of its own"
+            f"{' x '.join(who)} would each read the whole of {source.name}: {write}{end}, and each of them reads a part of its"
+            " own"
         )
 
     def received(self, at: Position, messages: Any) -> Iterator[Chunk]:

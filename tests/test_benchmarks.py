@@ -123,9 +123,10 @@ def test_growth_prints_four_tables_and_where_they_are_not_flat_and_what_ranks_co
         "lanes",
     ]
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    ways = [line.split("|")[1].strip() for line in lines[-20:]]
-    assert ways[0] == "stream, in order, 8" and ways[-1] == "pack, shuffled, 1,024"
-    assert len(lines) == 4 * 4 + 2 + 20 and len(re.findall(r"^in order: .*; shuffled: ", text, re.MULTILINE)) == 4
+    ways = [line.split("|")[1].strip() for line in lines[-28:]]
+    assert ways[0] == "stream, in order, 8" and ways[19] == "pack, shuffled, 1,024"
+    assert ways[20] == "stream, divided stream, 1 lane, 8" and ways[-1] == "truncate, divided stream, 1 lane, 1,024"
+    assert len(lines) == 4 * 4 + 2 + 28 and len(re.findall(r"^in order: .*; shuffled: ", text, re.MULTILINE)) == 4
     assert growth.verdict(["1", "2"], [1.0, 1.2]) == "flat, within 20%"
     assert growth.verdict(["1", "2", "3"], [1.0, 2.0, 1.1]) == "not flat, 2.0 times at 2"
 
