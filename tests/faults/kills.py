@@ -20,7 +20,8 @@ from slw_data import SLWLoader, check_ranks_agree, save_state
 from slw_data.batch.stored import StoreBatches
 from slw_data.delivery import checkpoint
 from slw_data.delivery.workers import WorkerChunks
-from slw_data.order.dealing import Dealer, Lane
+from slw_data.order.cutting import Dealer
+from slw_data.order.dealing import Window
 from tests.faults import zygote
 from tests.faults.ledger import verdict
 from tests.faults.runs import KINDS, Run, Trainer
@@ -90,8 +91,8 @@ class Place:
 
 PLACES = {
     "before a store is read": Place(StoreBatches, "chunks", "before", kind="shuffled"),
-    "before a stream is read": Place(Dealer, "_pull", "before", kind="lanes"),
-    "mid-carry": Place(Lane, "cut", "after", 50, kind="lanes"),
+    "before a stream is read": Place(Window, "pull", "before", kind="lanes"),
+    "mid-carry": Place(Dealer, "cut", "after", 50, kind="lanes"),
     "after a yield": Place(Trainer, "delivered", "before", 6),
     "before the temporary file is written": Place(checkpoint, "_write", "before", 3, saves=True),
     "temporary file written": Place(os, "fsync", "before", 6, saves=True),
