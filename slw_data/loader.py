@@ -273,8 +273,7 @@ class SLWLoader:
     @property
     def tokens_discarded(self) -> int:
         """Tokens thrown away so far by mode "truncate", over all ranks, in the steps that are delivered."""
-        cursor = self.position.cursor
-        return 0 if cursor is None else cursor.discarded
+        return self.dataset.run.discarded(self.position)
 
     @property
     def tokens_padded(self) -> int:

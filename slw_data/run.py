@@ -159,8 +159,17 @@ class Run:
         return self.batches.order.leftover(end)
 
     def padding(self, at: Position) -> int:
-        """Padding in all rows that all ranks have delivered at a position."""
+        """Padding in all rows that all ranks have delivered at a position; of a divided stream, in the rows of whole steps that
+        are this rank's."""
+        if isinstance(self.batches, DividedBatches):
+            share = len(at.cursor) * self.plan.tokens_before(at.step) // self.batches.order.num_shards
+            return share - sum(int(cursor.delivered) for cursor in at.cursor.values())
         return self.identity.room(at) - self.identity.tokens(at)
+
+    def discarded(self, at: Position) -> int:
+        """Tokens that are thrown away in whole steps, over all ranks; of a divided stream, of this rank's shards."""
+        cursors = at.cursor.values() if isinstance(self.batches, DividedBatches) else [at.cursor]
+        return sum(0 if cursor is None else cursor.discarded for cursor in cursors)
 
     def check_workers(self, num_workers: int) -> None:
         """DataError if the source cannot be read by worker processes."""

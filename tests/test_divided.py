@@ -214,3 +214,24 @@ def test_one_reader_and_sources_that_cannot_be_divided_are_told_nothing():
     SLWLoader(built(docs, ConstantSchedule(2), shape_of(12, 1, 1)), num_workers=1)
     SLWLoader(built(lambda: iter(docs), ConstantSchedule(2), shape_of(12, 2, 1)), num_workers=2)
     SLWLoader(built(docs, ConstantSchedule(2), shape_of(12, 2, 1), num_shards=4, total_steps=9), num_workers=2)
+
+
+@pytest.mark.parametrize("mode", ["truncate", "segment"])
+def test_padding_and_discards_are_counted_for_the_shards_of_each_rank(mode):
+    docs = [[100 * i + k for k in range(1 + i % 9)] for i in range(64)]
+    padded = discarded = 0
+    for rank in range(2):
+        dataset = built(docs, ConstantSchedule(4), shape_of(8, 2, 1), rank, mode=mode, pad_id=0, num_shards=4, total_steps=6)
+        loader = SLWLoader(dataset, prefetch=0)
+        batches = [batch["attention_mask"] for batch in loader]
+        assert loader.tokens_padded == sum(int((1 - mask).sum()) for mask in batches)
+        padded, discarded = padded + loader.tokens_padded, discarded + loader.tokens_discarded
+        again = SLWLoader(built(docs, ConstantSchedule(4), shape_of(8, 2, 1), rank, mode=mode, pad_id=0, num_shards=4,
+                                total_steps=6), prefetch=0)  # fmt: skip
+        again.load_state_dict(loader.state_dict())
+        assert (again.tokens_padded, again.tokens_discarded) == (loader.tokens_padded, loader.tokens_discarded)
+    if mode == "truncate":  # a row for each of 48 documents, the first 12 of each shard
+        mine = [doc for shard in range(4) for doc in docs[shard::4][:12]]
+        assert discarded == sum(max(0, len(doc) - 4) for doc in mine) and padded == sum(max(0, 4 - len(doc)) for doc in mine)
+    else:
+        assert discarded == 0

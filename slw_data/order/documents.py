@@ -40,10 +40,11 @@ _AT_ONCE = 1 << 16  # rows of all ranks at most that are cut at once, if they ar
 
 class Unsettled(NamedTuple):
     """A cursor that nobody has asked for yet: what lanes held at some row before, the documents dealt since, and the tokens
-    that are discarded by now."""
+    that are delivered and discarded in whole steps by now."""
 
     held: Held
     dealt: Dealt
+    delivered: int
     discarded: int
 
 
@@ -64,7 +65,7 @@ class DocumentReader:
         held = order.restored(self.window, snapshot, order.plan.rows_before(at.step))
         self.dealer = dealer_of(self.window, held, order.mode, order.preserve_eos)
         self.row, self.delivered = held.row, held.delivered  # of what is handed out
-        self.discarded = held.discarded  # before the step that was begun last
+        self.in_steps, self.discarded = held.delivered, held.discarded  # before the step that was begun last
         self.handed: Cut | None = None  # last
         self.after = list[Position]()  # each of its batches
         self._marks = deque([held])
@@ -252,8 +253,8 @@ class DocumentOrder:
         for batch, now, gone in zip(batches, tokens.tolist(), discarded.tolist(), strict=True):
             steps, within = divmod(batch + 1, stage.grad_accum_steps)
             if not within:
-                reader.discarded = gone
-            cursor = Unsettled(held, dealt, reader.discarded)
+                reader.in_steps, reader.discarded = now, gone
+            cursor = Unsettled(held, dealt, reader.in_steps, reader.discarded)
             reader.after.append(Position(stage.start + steps, within, cursor, None if self.mode == "stream" else now))
         return cut
 
@@ -293,7 +294,7 @@ class DocumentOrder:
         """``at`` with a snapshot: rows are cut from the lanes as they were a little before."""
         if isinstance(at.cursor, Snapshot):
             return at
-        held, dealt, _ = at.cursor
+        held, dealt, *_ = at.cursor
         dealer = dealer_of(dealt, held, self.mode, self.preserve_eos)
         row = self.plan.rows_before(at.step)
         step = bisect_right(range(at.step + 1), held.row, key=self.plan.rows_before) - 1
