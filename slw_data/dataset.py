@@ -220,14 +220,14 @@ class SLWDataset(IterableDataset[Batch]):
 
     @property
     def tokens_discarded(self) -> int:
-        """Tokens thrown away so far by mode "truncate", over all ranks (of a divided stream: by this one), in the steps that this
-        object has delivered."""
+        """Tokens thrown away so far by mode "truncate", over all ranks (of a divided stream: by this one), in the steps that
+        this object has delivered."""
         return self.run.discarded(self._at)
 
     @property
     def tokens_padded(self) -> int:
-        """Padding so far, over all ranks (of a divided stream: of this one), in the steps that this object has delivered: of modes
-        "segment", "truncate" and "pack"."""
+        """Padding so far, over all ranks (of a divided stream: of this one), in the steps that this object has delivered: of
+        modes "segment", "truncate" and "pack"."""
         return self.run.padding(self._at)
 
     def describe(self) -> str:
