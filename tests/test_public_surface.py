@@ -61,6 +61,7 @@ SURFACE = {
         "(*, min_sequence_length=128, max_sequence_length, warmup_steps=2000, truncate=False, keep_multiple_of=128)"
     ),
     "from_skyladder": "(*, max_length=8192, initial_length=32, steps_per_increase=8, round_to=None)",
+    "gather_state": "(loader, group=None)",
     "load_state": "(path, loader, **options)",
     "open_stream": "(x, *, column='input_ids', columns=None, text_column=None, tokenizer=None, append_eos=None)",
     "open_tokens": "(x, *, dtype=None, column='input_ids', vocab_size=None, eos_id=None)",
