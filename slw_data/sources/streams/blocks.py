@@ -39,7 +39,7 @@ class Draft(NamedTuple):
 
 def pack(entries: Iterable[Entry], columns: tuple[str, ...], *, items: int, tokens: int) -> Iterator[Draft]:
     """Drafts of at most ``items`` documents, closed by the one that reaches ``tokens``; further into a pass they are larger,
-    as then nobody waits for a first one.
+    as then nobody waits for a first one, but for drafts of a single document.
 
     Where a draft ends depends on nothing but where it began. What was read before an error is handed out before it.
     """
@@ -49,7 +49,7 @@ def pack(entries: Iterable[Entry], columns: tuple[str, ...], *, items: int, toke
         for entry in entries:
             pending.append(entry)
             size += len(entry.arrays[0])
-            larger = min(MOST_TIMES, 1 + pending[0].number // items)
+            larger = min(MOST_TIMES, 1 + pending[0].number // items) if items > 1 else 1
             if len(pending) == items * larger or size >= tokens * larger:
                 full, pending, size = pending, [], 0
                 yield _draft(full, columns)
