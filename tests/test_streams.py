@@ -48,8 +48,9 @@ def check_every_position(make, expected, epoch=0):
 
 
 @contextmanager
-def small_blocks(items=5, tokens=12):
+def small_blocks(items=5, tokens=12, times=1):
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "MOST_TIMES", times)
         for kind in (SequenceStream, IterableStream):
             patch.setattr(kind, "block_items", items)
             patch.setattr(kind, "block_tokens", tokens)
@@ -141,6 +142,15 @@ def test_a_stream_reads_the_list_it_was_made_of_from_every_position(kind):
     with small_blocks():
         count = check_every_position(lambda: KINDS[kind](EXAMPLE), filled(EXAMPLE))
     assert count >= 8
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if name != "a source with a state"])
+def test_later_blocks_of_a_pass_are_larger_and_every_position_reads_them_again(kind):
+    docs = [[i, i + 1] for i in range(300)]
+    with small_blocks(items=5, tokens=1000, times=8):
+        assert check_every_position(lambda: KINDS[kind](docs), docs) == 10
+        sizes = [len(block) for block in KINDS[kind](docs).blocks(0)]
+    assert sizes[:4] == [5, 10, 20, 40] and set(sizes[4:-1]) == {40}  # as many times 5 as there were before, 8 times at most
 
 
 @pytest.mark.parametrize("kind", KINDS)
