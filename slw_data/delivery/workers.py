@@ -221,8 +221,11 @@ class WorkerChunks(IterableDataset[Chunk]):
         info = get_worker_info()
         assert info is not None
         threading.Thread(target=_end_with_parent, daemon=True, name="slw_data").start()
-        for chunk in self.run.batches.part(self.at, info.id, info.num_workers):
-            chunk.worker = info.id
+        return self._chunks(info.id, info.num_workers)
+
+    def _chunks(self, worker: int, num_workers: int) -> Iterator[Chunk]:
+        for chunk in self.run.batches.part(self.at, worker, num_workers):
+            chunk.worker = worker
             yield chunk
 
 
