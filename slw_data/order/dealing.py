@@ -136,6 +136,7 @@ class Window:
         self._begins = at.position is None  # whether the next block is the first of its pass
         self._barren = at.next == 0  # nothing has come of this pass yet
         self.marks = list[Mark]()  # of the blocks that were read since somebody took them
+        self.marked = False  # whether blocks are marked that are not the first of their pass, as others read them too
 
     def reach(self, stop: int) -> bool:
         """Whether documents up to ``stop`` (exclusive) are there."""
@@ -168,7 +169,8 @@ class Window:
         bounds = np.concatenate([known.bounds, block.offsets[1:] + known.end])
         self.known = Dealt((*known.reads, read), bounds, known.first, known.origin, known.before)
         begins, self._begins = self._begins, False
-        self.marks.append(Mark(self._epoch, known.stop, begins, _checksum(block)))
+        if begins or self.marked:
+            self.marks.append(Mark(self._epoch, known.stop, begins, _checksum(block)))
         return True
 
     def _next(self) -> Block | None:

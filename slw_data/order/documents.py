@@ -62,6 +62,7 @@ class DocumentReader:
         self.order, self.look, self.alone = order, look, alone
         snapshot: Snapshot = order.settle(at).cursor
         self.window = Window(order.stream, order.epochs, snapshot)
+        self.window.marked = not alone
         held = order.restored(self.window, snapshot, order.plan.rows_before(at.step))
         self.dealer = dealer_of(self.window, held, order.mode, order.preserve_eos)
         self.row, self.delivered = held.row, held.delivered  # of what is handed out
