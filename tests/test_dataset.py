@@ -116,6 +116,15 @@ def test_documents_of_a_store_are_numbered_in_each_row(case, extras, by_eos, dat
     )  # fmt: skip
 
 
+def test_a_lane_that_comes_to_the_place_that_follows_anyway_begins_no_document():
+    """The last row of this run is put together from three lanes, which have left over three neighbours."""
+    schedule = StagedSchedule([1, 3, 1, 3], [4, 12, 16])
+    tokens = Documented(list(range(35)), [0])
+    options = {"shuffle": True, "num_lanes": 4, "epochs": 2, "extras": ("position_ids",)}
+    *_, last = SLWDataset(tokens, schedule, tokens_per_batch=4, **options)
+    assert last["input_ids"].tolist() == [[32, 33, 34]] and last["position_ids"].tolist() == [[0, 1, 2]]
+
+
 @given(store_runs(), st.sampled_from(LABELS), st.booleans())
 def test_parallel_columns_are_cut_at_the_same_places(case, labels, own_labels):
     run, shapes, schedule, shape, options, size = case

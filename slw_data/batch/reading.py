@@ -213,6 +213,8 @@ def begins_in(spans: Spans, documents: Ints | None) -> tuple[Ints, Ints]:
     where they begin in the store, ascending, and its end."""
     run = np.arange(spans.runs) if spans.run is None else spans.run
     jumps = np.flatnonzero(spans.within)
+    if spans.sizes is not None:  # a lane may come to the place that follows anyway
+        jumps = jumps[spans.starts[jumps] != spans.starts[jumps - 1] + spans.sizes[jumps - 1]]
     if documents is None:
         return run[jumps], spans.within[jumps]
     sizes = np.full(spans.runs, spans.width) if spans.sizes is None else spans.sizes
