@@ -76,10 +76,9 @@ class SLWDataset(IterableDataset[Batch]):
             pieces of its length, without padding (:class:`slw_data.BucketSchedule`). "pack": rows of several whole documents
             of a store, put together by best fit, with a little padding; only documents that are longer than a row are cut
             (:mod:`slw_data.order.packing`). None is a context for the next: no label leads from one to another.
-            "window": rows are those of mode "stream"
-            at the schedule's largest length, at every step, and the scheduled length is a window that extras cut them into, for
-            masks (SkyLadder, arXiv 2503.15450). ``plan`` and all counts are of the rows; labels are those of mode "stream". A
-            schedule that is only a callable needs an attribute ``max_length``.
+            "window": rows are those of mode "stream" at the schedule's largest length, at every step, and the scheduled length
+            is a window that extras cut them into, for masks (SkyLadder, arXiv 2503.15450). ``plan`` and all counts are of the
+            rows; labels are those of mode "stream". A schedule that is only a callable needs an attribute ``max_length``.
         labels: "unshifted": a copy of input_ids, for models that shift inside (Hugging Face). "shifted": the token after
             each, also across the cut. "both": ``labels`` and ``shift_labels``. "none". If "labels" is one of the columns,
             they are made from it.

@@ -211,8 +211,7 @@ class SLWLoader:
         unless this rank reads the same shards as the one that saved.
 
         Raises StateError, and changes nothing, if a field does not fit this run or ``expected_step`` (the trainer's own
-        count) differs; ``strict=False`` only warns where the plan, the source or the
-        order differ.
+        count) differs; ``strict=False`` only warns where the plan, the source or the order differ.
         """
         if expected_step is not None:
             expected_step = integer("expected_step", expected_step, at_least=0)
@@ -272,12 +271,13 @@ class SLWLoader:
 
     @property
     def tokens_discarded(self) -> int:
-        """Tokens thrown away so far by mode "truncate", over all ranks, in the steps that are delivered."""
+        """Tokens thrown away so far by mode "truncate", over all ranks (of a divided stream: by this one), in the steps that
+        are delivered."""
         return self.dataset.run.discarded(self.position)
 
     @property
     def tokens_padded(self) -> int:
-        """Padding so far, over all ranks, in the steps that are delivered."""
+        """Padding so far, over all ranks (of a divided stream: of this one), in the steps that are delivered."""
         return self.dataset.run.padding(self.position)
 
     @property

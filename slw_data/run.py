@@ -67,27 +67,29 @@ class Shuffle:
     seed: int = 0
     num_lanes: int | None = None
     num_shards: int = 1
-    buffer: int | None = None
+    shuffle_buffer: int | None = None
 
     def __post_init__(self) -> None:
+        buffer = None if self.shuffle_buffer is None else integer("shuffle_buffer", self.shuffle_buffer, at_least=1)
         checked = {
             "shuffle": flag("shuffle", self.shuffle),
             "seed": integer("seed", self.seed, at_least=0),
             "num_lanes": None if self.num_lanes is None else integer("num_lanes", self.num_lanes, at_least=1),
             "num_shards": integer("num_shards", self.num_shards, at_least=1),
-            "buffer": None if self.buffer is None else integer("shuffle_buffer", self.buffer, at_least=1),
+            "shuffle_buffer": buffer,
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-
     def over(self, source: Stores | DocumentStream) -> Stores | DocumentStream:
         """``source`` behind the buffer, if one is asked for. ValueError for a store."""
-        if self.buffer is None:
+        if self.shuffle_buffer is None:
             return source
         if isinstance(source, Stores):
-            raise ValueError(f"shuffle_buffer={self.buffer} shuffles a stream, {source.name} is a store: write shuffle=True")
-        return ShuffledStream(source, self.buffer, self.seed)
+            raise ValueError(
+                f"shuffle_buffer={self.shuffle_buffer} shuffles a stream, {source.name} is a store: write shuffle=True"
+            )
+        return ShuffledStream(source, self.shuffle_buffer, self.seed)
 
 
 @dataclass(frozen=True)
@@ -386,7 +388,7 @@ def _divided(
             f"no rank knows where the shards of others end, so num_shards={count} needs total_steps or total_tokens"
         )
     of_each.check()
-    parts = _divisible(source, count)
+    parts = _divisible(source, count, ranks.world)
     mine = range(ranks.rank * count // ranks.world, (ranks.rank + 1) * count // ranks.world)
     orders = {
         number: DocumentOrder(parts.shard(number, count), of_each, shuffle.num_lanes or 1, form.order, form.preserve_eos)
@@ -396,7 +398,7 @@ def _divided(
     return DividedBatches(shards, DividedOrder(orders, count, ranks.world), plan)
 
 
-def _divisible(source: DocumentStream, count: int) -> Divisible:
+def _divisible(source: DocumentStream, count: int, world: int) -> Divisible:
     """The source; DataError if it has no such parts."""
     if not isinstance(source, Divisible) or source.shards == 1:
         raise DataError(
@@ -404,9 +406,11 @@ def _divisible(source: DocumentStream, count: int) -> Divisible:
             " a fresh iterator over a part; or a Hugging Face IterableDataset of several files, or a list"
         )
     if source.shards is not None and source.shards % count:
+        fitting = nearest_divisor(source.shards, count, world)
+        write = "make" if fitting is None else f"write num_shards={fitting}, or make"
         raise DataError(
-            f"num_shards must divide the {source.shards} shards that {source.name} has, got {count}: write"
-            f" num_shards={nearest_divisor(source.shards, count)}, or make more files of it"
+            f"num_shards must divide the {source.shards} shards that {source.name} has, got {count}: {write} a multiple of"
+            f" {count} files of it"
         )
     return source
 

@@ -116,6 +116,19 @@ def store_runs(draw, max_tokens=250):
     return run, shapes, schedule, shape, options, size
 
 
+def drawn_end(draw, schedule, shape, total, tokens):
+    """``(option, shapes, passes)``: a run over ``tokens`` tokens ends by its epochs, or by its steps; passes is then None."""
+    if draw(st.booleans()):
+        passes = draw(st.integers(1, 3))
+        return {"epochs": passes}, naive_plan(schedule, **shape, total_steps=passes * tokens + 1), passes
+    return {"total_steps": total}, naive_plan(schedule, **shape, total_steps=total), None
+
+
+def rows_in(shapes, shape):
+    """Rows of each step, over all ranks."""
+    return [many * shape["grad_accum_steps"] * shape["world_size"] for _, many, _ in shapes]
+
+
 @st.composite
 def stream_runs(draw, modes=("stream", "segment", "truncate"), documents=some_documents):
     """``(docs, dataset options, naive_dealing options, schedule, shape, shapes, passes)`` of a run over documents."""
@@ -129,13 +142,10 @@ def stream_runs(draw, modes=("stream", "segment", "truncate"), documents=some_do
     if mode == "truncate":
         options["preserve_eos"] = dealt["preserve_eos"] = draw(st.booleans())
     size = sum(map(len, docs))
-    if draw(st.booleans()):
-        options["epochs"] = passes = draw(st.integers(1, 3))
-        shapes = naive_plan(schedule, **shape, total_steps=passes * size + 1)
-    else:
-        options["total_steps"] = total
-        shapes = naive_plan(schedule, **shape, total_steps=total)
-        rows = [many * shape["grad_accum_steps"] * shape["world_size"] for _, many, _ in shapes]
+    end, shapes, passes = drawn_end(draw, schedule, shape, total, size)
+    options |= end
+    if passes is None:
+        rows = rows_in(shapes, shape)
         needed = sum(rows) if mode == "truncate" else sum(n * s[0] for n, s in zip(rows, shapes, strict=True))
         filled = sum(map(bool, docs))
         passes = needed // (filled if mode == "truncate" else size) + (num_lanes or 1) + 40 // filled + 2

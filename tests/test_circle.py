@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 import pytest
-from delivery import Documented, as_lists, small_runs, some_documents, some_extras
+from delivery import Documented, as_lists, drawn_end, rows_in, small_runs, some_documents, some_extras
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import batches_of, naive_circle, naive_permutation, naive_plan, naive_tensors
+from oracle import batches_of, naive_circle, naive_permutation, naive_tensors
 from refusals import refused
 
 from slw_data import ConstantSchedule, DataError, SLWDataset, SLWLoader, StagedSchedule, StateError
@@ -42,15 +42,10 @@ def circle_runs(draw):
     options = {"mode": mode, "pad_id": 99, "shuffle": shuffle, "seed": seed, "num_lanes": wanted}
     if mode == "truncate":
         options["preserve_eos"] = draw(st.booleans())
-    tokens = sum(map(len, docs))
-    if draw(st.booleans()):
-        options["epochs"] = passes = draw(st.integers(1, 3))
-        shapes = naive_plan(schedule, **shape, total_steps=passes * tokens + 1)
-    else:
-        options["total_steps"] = total
-        shapes = naive_plan(schedule, **shape, total_steps=total)
-        rows = sum(many for _, many, _ in shapes) * shape["grad_accum_steps"] * shape["world_size"]
-        passes = rows // count + (wanted or 1) // count + 2
+    end, shapes, passes = drawn_end(draw, schedule, shape, total, sum(map(len, docs)))
+    options |= end
+    if passes is None:
+        passes = sum(rows_in(shapes, shape)) // count + (wanted or 1) // count + 2
     world = {"grad_accum_steps": shape["grad_accum_steps"], "world_size": shape["world_size"]}
     run, left, discarded = naive_circle(
         opened(docs, passes, seed if shuffle else None), shapes, num_lanes=wanted or 1, mode=mode, **world,

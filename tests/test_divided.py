@@ -163,6 +163,8 @@ def test_what_cannot_be_divided_is_refused_with_what_to_write():
     refused(lambda: make(num_shards=3), "must divide the 4 rows", "num_shards=2", error=ScheduleError)
     refused(lambda: make(shape={**shape, "world_size": 3, "batch_size": 2}), "multiple of the 3 ranks", "num_shards=3",
             error=ValueError)  # fmt: skip
+    of_four = {"batch_size": 3, "grad_accum_steps": 1, "world_size": 4}  # 6 would divide the rows, and not fit the ranks
+    refused(lambda: make(shape=of_four, num_shards=8), "must divide the 12 rows", "num_shards=4", error=ScheduleError)
     refused(lambda: make(total_steps=None, epochs=2), "total_steps or total_tokens", error=ValueError)
     refused(lambda: make(sharded=True), "sharded=True", error=ValueError)
     refused(lambda: make(iter(docs)), "one part", "source(shard, num_shards)", error=DataError)

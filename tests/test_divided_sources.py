@@ -123,6 +123,12 @@ def test_more_shards_than_files_are_refused(folder):
         lambda: built(rows, ConstantSchedule(6), SHAPE, num_shards=8, total_steps=4),
         "must divide the 4 shards", "num_shards=4", error=DataError,
     )  # fmt: skip
+    of_three = {"batch_size": 4, "grad_accum_steps": 1, "world_size": 3}
+    said = refused(
+        lambda: built(rows, ConstantSchedule(6), of_three, num_shards=3, total_steps=4), "must divide the 4 shards",
+        "multiple of 3", error=DataError,
+    )  # fmt: skip
+    assert "write num_shards" not in said
 
 
 def test_webdatasets_shuffle_is_noticed_by_two_workers(folder):

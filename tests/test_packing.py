@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from delivery import Documented, as_lists, small_runs, some_extras
+from delivery import Documented, as_lists, drawn_end, rows_in, small_runs, some_extras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import naive_best_fit, naive_packed, naive_packing, naive_permutation, naive_plan
@@ -58,15 +58,10 @@ def packed_runs(draw):
     schedule, shape, total = draw(small_runs)
     docs, size = draw(some_documents), draw(st.sampled_from([1, 2, 3, 7, 50]))
     options = {"mode": "pack", "pad_id": PAD, "shuffle": draw(st.booleans()), "seed": draw(st.integers(0, 9))}
-    tokens = sum(map(len, docs))
-    if draw(st.booleans()):
-        options["epochs"] = passes = draw(st.integers(1, 3))
-        shapes = naive_plan(schedule, **shape, total_steps=passes * tokens + 1)
-    else:
-        options["total_steps"] = total
-        shapes = naive_plan(schedule, **shape, total_steps=total)
-        rows = sum(many for _, many, _ in shapes) * shape["grad_accum_steps"] * shape["world_size"]
-        passes = rows + 1
+    end, shapes, passes = drawn_end(draw, schedule, shape, total, sum(map(len, docs)))
+    options |= end
+    if passes is None:
+        passes = sum(rows_in(shapes, shape)) + 1
     if min(length for length, *_ in shapes) > 1 and draw(st.booleans()):
         options["bos_id"] = PAD + 1
     seed = options["seed"] if options["shuffle"] else None

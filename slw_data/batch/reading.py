@@ -234,8 +234,6 @@ def _number(documents: Ints, places: Ints) -> Ints:
     return found
 
 
-
-
 def _set(starts: Marks, runs: Ints, at: Ints) -> None:
     """Mark the places ``at`` of ``runs``, but for those that are only looked at."""
     inside = at < starts.shape[1]

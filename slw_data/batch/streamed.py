@@ -23,7 +23,7 @@ class StreamBatches(StoreBatches):
 
     order: DocumentOrder
 
-    chunk_tokens: ClassVar[int] = 1 << 16
+    chunk_tokens: ClassVar[int] = 1 << 15
 
     def _read(self, stage: Stage, numbers: range, reader: DocumentReader) -> Chunk:
         chunk = super()._read(stage, numbers, reader)

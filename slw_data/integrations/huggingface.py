@@ -140,8 +140,9 @@ class SLWTrainerMixin(_Trainer):
         super().save_model(output_dir, _internal_call)
         if output_dir is None or not _internal_call:
             return
-        state = gather_state(self.train_dataset)
-        if self.args.should_save or self.train_dataset.dataset.sharded:
+        dataset, writes = self.train_dataset.dataset, self.args.should_save or self.train_dataset.dataset.sharded
+        state = gather_state(self.train_dataset) if writes or dataset.run.divided else None  # together with the other ranks
+        if writes:
             path = Path(output_dir) / self._file
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_suffix(f".{os.getpid()}")

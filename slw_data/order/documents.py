@@ -23,6 +23,7 @@ import numpy as np
 
 from slw_data.arguments import shown
 from slw_data.errors import StateError, warn
+from slw_data.order.circle import whole_steps
 from slw_data.order.cutting import Cut, Held, dealer_of
 from slw_data.order.dealing import Dealt, Mark, Snapshot, Window
 from slw_data.order.diversity import neighbours
@@ -93,6 +94,15 @@ class DocumentReader:
             self._cuts.append(rows)
         self.window.reading = True
         return self.waiting
+
+    def rows_left(self, length: int, wanted: int) -> int:
+        """How many rows there are yet, of ``wanted``."""
+        return self.need(wanted)
+
+    def rows_at_hand(self, length: int, wanted: int) -> int:
+        """How many of these are wholly known without reading on."""
+        self.need(wanted, reading=False)
+        return self.known_rows(wanted)
 
     def _mark(self) -> None:
         if self._marks[-1].row != self.dealer.row:
@@ -210,24 +220,12 @@ class DocumentOrder:
     def enough(self, stage: Stage, batches: range, reader: DocumentReader) -> range:
         """As many of ``batches`` as the data suffices for: those of whole steps. Of a reader that is alone, those that need no
         reading, or else one."""
+        world = self.plan.world_size
         if reader.alone:
-            reader.need(self._wanted(stage, batches), reading=False)
-            known = reader.known_rows(self._wanted(stage, batches))
-            batches = batches[: max(1, len(self._whole(stage, batches, known)))]
-        there = self._whole(stage, batches, reader.need(self._wanted(stage, batches)))
-        each: int = stage.rows * self.plan.world_size
+            batches = batches[: max(1, len(whole_steps(stage, batches, world, reader.rows_at_hand)))]
+        there = whole_steps(stage, batches, world, reader.rows_left)
+        each = stage.rows * world
         return there[: reader.follow(len(there) * each) // each]
-
-    def _wanted(self, stage: Stage, batches: range) -> int:
-        """Rows from ``batches`` on to the end of their last step."""
-        steps = -(-batches.stop // stage.grad_accum_steps)
-        return (steps * stage.grad_accum_steps - batches.start) * stage.rows * self.plan.world_size
-
-    def _whole(self, stage: Stage, batches: range, rows: int) -> range:
-        """As many of ``batches`` as are of steps that ``rows`` suffice for, from the next row on."""
-        begun = batches.start % stage.grad_accum_steps
-        steps = (rows // (stage.rows * self.plan.world_size) + begun) // stage.grad_accum_steps
-        return batches[: max(0, steps * stage.grad_accum_steps - begun)]
 
     def skip(self, stage: Stage, batches: range, reader: DocumentReader) -> None:
         """Pass over ``batches``, which another worker reads."""

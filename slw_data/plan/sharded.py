@@ -49,9 +49,10 @@ class ShardPlan:
     def _of_shard(self, stage: Stage) -> Stage:
         rows = stage.rows * stage.grad_accum_steps * self.plan.world_size
         if rows % self.num_shards:
+            fitting = nearest_divisor(rows, self.num_shards, self.plan.world_size)
             raise ScheduleError(
                 f"every step takes as many rows from each shard, so num_shards={self.num_shards} must divide the {rows} rows of"
-                f" step {stage.start}: write num_shards={nearest_divisor(rows, self.num_shards)}, or other batch sizes"
+                f" step {stage.start}: write num_shards={fitting}, or other batch sizes"
             )
         before = stage.rows_before // self.num_shards, stage.tokens_before // self.num_shards
         return Stage(stage.start, stage.stop, stage.length, rows // self.num_shards, 1, *before)
@@ -69,6 +70,11 @@ class ShardPlan:
         return 1
 
 
-def nearest_divisor(number: int, wanted: int) -> int:
-    """The divisor of ``number`` that is nearest to ``wanted``."""
-    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - wanted), d))
+def nearest_divisor(number: int, wanted: int, multiple_of: int) -> int | None:
+    """The divisor of ``number`` that is nearest to ``wanted``, among the multiples of ``multiple_of``; None if there is none.
+
+    >>> nearest_divisor(12, 8, 1), nearest_divisor(12, 8, 4), nearest_divisor(12, 8, 5)
+    (6, 4, None)
+    """
+    divisors = (d for d in range(multiple_of, number + 1, multiple_of) if number % d == 0)
+    return min(divisors, key=lambda d: (abs(d - wanted), d), default=None)

@@ -121,9 +121,15 @@ class PiecedStore:
         start, stop = first, last
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start} to {stop} of {self.name}, which has {len(self)} tokens")
-        out: Tokens = np.empty(stop - start, self.dtype)
         starts = np.array([start], np.int64)
-        self._gather_split(np.arange(1), np.searchsorted(self._bounds, starts, "right") - 1, starts, out[None])
+        piece = int(np.searchsorted(self._bounds, start, "right")) - 1
+        if start < stop <= self._bounds[piece + 1]:
+            begin = int(self._begin[piece] - self._bounds[piece])
+            tokens = self._sources[int(self._source[piece])][begin + start : begin + stop]
+            out: Tokens = np.array(tokens, self.dtype)
+        else:
+            out = np.empty(stop - start, self.dtype)
+            self._gather_split(np.arange(1), np.array([piece]), starts, out[None])
         if self.dtype == np.uint64:
             refuse_beyond_int64(starts, out[None], self.name)
         return out
