@@ -6,8 +6,9 @@ and again. What is timed is finding and making batches, not the disk: the tokens
 files are few. Without a thread that reads ahead, so that no second core is needed.
 
 The last table has the milliseconds that a step of 32 rows costs one of many ranks, for each mode, over a store of 10 million
-documents, whose sizes are log-normal, with a median of 400 tokens; and over a stream that is divided into as many shards as
-there are ranks, with documents of such sizes, reading them included. There steps follow each other.
+documents, whose sizes are log-normal, with a median of 400 tokens (for mode "pack" also divided into as many shards as there
+are ranks); and over a stream that is divided so, with documents of such sizes, reading them included. There steps follow each
+other.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from slw_data import ConstantSchedule, SLWDataset, SLWLoader, open_tokens
 ROWS, LENGTH = 16, 256
 RANK_ROWS, WORLDS = 32, (1, 8, 64, 512, 4096)
 MODES = ("stream", "segment", "truncate", "buckets", "pack")
+STREAMS = (("stream", 1), ("stream", 64), ("segment", 64), ("truncate", 1), ("pack", None))  # and their lanes
 FLAT = 1.25  # times the cheapest line: what is within the noise
 
 
@@ -60,7 +62,7 @@ def sparse(path: Path, tokens: int) -> Path:
     return path
 
 
-def of_one_rank(source: Any, mode: str, length: int, shuffle: bool, world: int) -> SLWLoader:
+def of_one_rank(source: Any, mode: str, length: int, shuffle: bool, world: int, num_shards: int = 1) -> SLWLoader:
     """The loader of the middle one of ``world`` ranks."""
     dataset = SLWDataset(
         source,
@@ -71,6 +73,7 @@ def of_one_rank(source: Any, mode: str, length: int, shuffle: bool, world: int) 
         pad_id=0 if mode in ("segment", "truncate", "pack") else None,
         labels="none",
         shuffle=shuffle,
+        num_shards=num_shards,
         dp_rank=world // 2,
         dp_world_size=world,
     )
@@ -82,16 +85,22 @@ def ranks(seconds: float, rounds: int, documents: int, worlds: Sequence[int]) ->
     sizes = np.random.default_rng(0).lognormal(np.log(400), 1, documents).astype(np.int64) + 1
     bounds = np.concatenate([[0], np.cumsum(sizes)])
     source, rows = Computed(int(bounds[-1]), bounds), []
-    for mode, shuffle, length in product(MODES, (False, True), (8, 1024)):
-        loaders = {str(world): of_one_rank(source, mode, length, shuffle, world) for world in worlds}
+
+
+    def add(name: str, made: Callable[[int], SLWLoader]) -> None:
+        loaders = {str(world): made(world) for world in worlds}
         measured = per_item({name: partial(iter, loader) for name, loader in loaders.items()}, seconds=seconds, rounds=rounds)
-        took = [f"{median(times) * 1e3:.3f}" for times in measured.values()]  # a chunk's first step bears its cost
-        rows.append([f"{mode}, {'shuffled' if shuffle else 'in order'}, {length:,}", *took])
-    for (mode, lanes), length in product((("stream", 1), ("stream", 64), ("segment", 64), ("truncate", 1)), (8, 1024)):
-        loaders = {str(world): of_one_shard(mode, lanes, length, world) for world in worlds}
-        measured = per_item({name: partial(iter, loader) for name, loader in loaders.items()}, seconds=seconds, rounds=rounds)
-        took = [f"{median(times) * 1e3:.3f}" for times in measured.values()]
-        rows.append([f"{mode}, divided stream, {lanes} lane{'s' * (lanes > 1)}, {length:,}", *took])
+        rows.append([name, *(f"{median(times) * 1e3:.3f}" for times in measured.values())])
+
+    for mode, shuffle, length in product(MODES, (False, True), (8, 1024)):  # a chunk's first step bears its cost
+        order = "shuffled" if shuffle else "in order"
+        add(f"{mode}, {order}, {length:,}", partial(of_one_rank, source, mode, length, shuffle))
+        if mode == "pack":
+            divided = partial(of_one_rank, source, mode, length, shuffle)
+            add(f"{mode}, {order}, divided, {length:,}", lambda world, made=divided: made(world, max(2, world)))
+    for (mode, lanes), length in product(STREAMS, (8, 1024)):
+        of_lanes = "" if lanes is None else f" {lanes} lane{'s' * (lanes > 1)},"
+        add(f"{mode}, divided stream,{of_lanes} {length:,}", partial(of_one_shard, mode, lanes, length))
     return table(["mode, order, length", *(f"{world:,}" for world in worlds)], rows)
 
 
@@ -103,7 +112,7 @@ def documents_of(shard: int, num_shards: int) -> Iterator[Any]:
         yield from (tokens[:size] for size in sizes)
 
 
-def of_one_shard(mode: str, lanes: int, length: int, world: int) -> SLWLoader:
+def of_one_shard(mode: str, lanes: int | None, length: int, world: int) -> SLWLoader:
     """The loader of the middle one of ``world`` ranks, each of which reads one shard of a stream."""
     dataset = SLWDataset(
         documents_of,

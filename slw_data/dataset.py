@@ -65,16 +65,17 @@ class SLWDataset(IterableDataset[Batch]):
         seed: of the permutations and draws.
         num_lanes: readers that rows are dealt to, one after the other. Default: 1; with ``shuffle`` so many that batches are
             as good as random rows, which depends on the store alone (:func:`slw_data.order.lanes.open_lanes`).
-        num_shards: divide a stream into so many parts, each read by one rank and, there, by one worker. Every step takes as
-            many rows from each, so ``num_shards`` divides the rows of a step, and any number of ranks that divides it delivers
-            the same run. Needs total_steps or total_tokens: a part that ends begins its next pass by itself.
+        num_shards: divide a stream into so many parts, each read by one rank and, there, by one worker; or, in mode "pack",
+            the documents of a store, each part packed by one rank. Every step takes as many rows from each, so ``num_shards``
+            divides the rows of a step, and any number of ranks that divides it delivers the same run. Needs total_steps or
+            total_tokens: a part that ends begins its next pass by itself.
         shuffle_buffer: for streams: so many documents wait, and a random one of them is next. Each shard has a buffer of its
             own. A state keeps the numbers of those that wait, so resuming is exact, and reads again from the oldest of them.
         mode: "stream": documents are joined and cut every ``length`` tokens. "segment": a row never holds two documents;
             the rest of the row is padded. "truncate": one row for each document, the rest of it is discarded. "buckets": a
             store's documents are cut into pieces of the run's lengths, the longest first, and a step takes its rows from the
-            pieces of its length, without padding (:class:`slw_data.BucketSchedule`). "pack": rows of several whole documents
-            of a store, put together by best fit, with a little padding; only documents that are longer than a row are cut
+            pieces of its length, without padding (:class:`slw_data.BucketSchedule`). "pack": rows of several whole documents,
+            put together by best fit, with a little padding; only documents that are longer than a row are cut
             (:mod:`slw_data.order.packing`). None is a context for the next: no label leads from one to another.
             "window": rows are those of mode "stream" at the schedule's largest length, at every step, and the scheduled length
             is a window that extras cut them into, for masks (SkyLadder, arXiv 2503.15450). ``plan`` and all counts are of the

@@ -41,7 +41,8 @@ from slw_data.order.diversity import (
 from slw_data.order.divided import DividedOrder
 from slw_data.order.documents import DocumentOrder
 from slw_data.order.lanes import open_lanes
-from slw_data.order.packing import DocumentWindows, PackedRows
+from slw_data.order.packed import DocumentWindows, PackedRows
+from slw_data.order.packed_stream import PackedStream
 from slw_data.order.position import Order, Position
 from slw_data.order.store import StoreOrder
 from slw_data.plan import SequenceLengthPlan
@@ -126,7 +127,7 @@ class Run:
 
     @property
     def divided(self) -> bool:
-        """Whether this rank reads shards of a stream that others do not."""
+        """Whether this rank reads shards of the source that others do not."""
         return isinstance(self.batches, DividedBatches)
 
     def read_again(self, num_workers: int) -> str | None:
@@ -164,7 +165,7 @@ class Run:
         """Padding in all rows that all ranks have delivered at a position; of a divided stream, in the rows of whole steps that
         are this rank's."""
         if isinstance(self.batches, DividedBatches):
-            share = len(at.cursor) * self.plan.tokens_before(at.step) // self.batches.order.num_shards
+            share = len(at.cursor) * self.identity.room(Position(at.step)) // self.batches.order.num_shards
             return share - sum(int(cursor.delivered) for cursor in at.cursor.values())
         return self.identity.room(at) - self.identity.tokens(at)
 
@@ -337,44 +338,37 @@ def open_run(
     """Join them: rows by arithmetic from a store, or cut from the documents of a stream."""
     if ranks.sharded and epochs is not None:
         raise ValueError("sharded=True needs total_steps: no rank can know where the others' data ends")
+    if shuffle.num_lanes is not None and form.mode in ("pack", "buckets"):
+        raise ValueError(f"num_lanes={shuffle.num_lanes}: mode={form.mode!r} takes documents one after the other, leave it out")
     local, rank = (plan.of_one_rank(), 0) if ranks.sharded else (plan, ranks.rank)
+    if not isinstance(source, Stores):
+        _check_stream(source, form.mode, shuffle, ranks)
     batches: Batches
-    divided = shuffle.num_shards > 1
-    if isinstance(source, Stores):
-        if divided:
-            raise ValueError(
-                f"num_shards={shuffle.num_shards} divides a stream, and {source.name} is a store, of which each rank reads its"
-                " own rows alone: leave it out"
-            )
+    if shuffle.num_shards > 1:
+        batches = _divided(source, plan, epochs, form, shuffle, ranks)
+    elif isinstance(source, Stores):
         batches = _store_batches(source, local, epochs, form, shuffle, rank)
     else:
-        _check_stream(source, form.mode, shuffle, ranks)
-        reading = _reading(WindowTokens(), form, form.documents and not form.padded)
-        if divided:
-            batches = _divided(source, plan, epochs, form, shuffle, ranks, reading)
-        else:
-            cuts = DocumentOrder(source, local, shuffle.num_lanes or 1, form.order, form.preserve_eos, epochs)
-            batches = StreamBatches(cuts, reading, rank, cuts.describe)
+        batches = _stream_batches(source, local, epochs, form, shuffle, rank)
     flat = _flat(form, plan, windows, source, batches.order, ranks) if form.flat else None
     masked, apart = form.padded and not form.flat, form.mode == "pack"
     builder = BatchBuilder(form.labels, tuple(form.columns), tuple(form.extras), masked, flat, windows, apart)
     vocabulary = "" if form.vocab_size is None else f", vocabulary of {form.vocab_size}"
     shard = (ranks.rank, ranks.world) if ranks.sharded else None
-    padded = form.padded and not divided
+    padded = form.padded and not isinstance(batches, DividedBatches)
     identity = Identity(plan, batches.order, source.fingerprint + vocabulary, shard, padded, form.bos_id is not None)
     return Run(plan, source, ranks, epochs, batches, builder, identity, windows)
 
 
 def _divided(
-    source: DocumentStream,
+    source: Stores | DocumentStream,
     plan: SequenceLengthPlan,
     epochs: int | None,
     form: Form,
     shuffle: Shuffle,
     ranks: Ranks,
-    reading: Reading,
 ) -> DividedBatches:
-    """Of a divided stream, the shards that this rank reads."""
+    """Of a divided run, the shards that this rank reads."""
     count, of_each = shuffle.num_shards, ShardPlan(plan, shuffle.num_shards)
     if ranks.sharded:
         raise ValueError(f"sharded=True: each rank brings its own part, and num_shards={count} divides one: give one of them")
@@ -388,14 +382,29 @@ def _divided(
             f"no rank knows where the shards of others end, so num_shards={count} needs total_steps or total_tokens"
         )
     of_each.check()
-    parts = _divisible(source, count, ranks.world)
     mine = range(ranks.rank * count // ranks.world, (ranks.rank + 1) * count // ranks.world)
-    orders = {
-        number: DocumentOrder(parts.shard(number, count), of_each, shuffle.num_lanes or 1, form.order, form.preserve_eos)
-        for number in mine
-    }
-    shards = {number: StreamBatches(order, reading, 0, order.describe) for number, order in orders.items()}
+    shards: dict[int, StoreBatches]
+    if isinstance(source, Stores):
+        _check_documents(source, form.mode, count)
+        documents = _documents(source, None, form, shuffle)
+        shards = {n: _packed_batches(source, documents.shard(n, count), of_each, form, 0) for n in mine}
+    else:
+        parts = _divisible(source, count, ranks.world)
+        shards = {n: _stream_batches(parts.shard(n, count), of_each, None, form, shuffle, 0) for n in mine}
+    orders = {number: batches.order for number, batches in shards.items()}
     return DividedBatches(shards, DividedOrder(orders, count, ranks.world), plan)
+
+
+def _check_documents(source: Stores, mode: str, count: int) -> None:
+    """Whether a store's documents can be divided: they are where rows of others cost something."""
+    if mode != "pack":
+        raise ValueError(
+            f"num_shards={count} divides a stream, or the windows of mode 'pack'; of {source.name}, a store, each rank reads"
+            f" its own rows alone in mode {mode!r}: leave it out"
+        )
+    documents = int(np.count_nonzero(np.diff(source.bounds)))
+    if documents < count:
+        raise DataError(f"num_shards={count} needs as many documents, and {source.name} has {documents}: write fewer")
 
 
 def _divisible(source: DocumentStream, count: int, world: int) -> Divisible:
@@ -413,6 +422,36 @@ def _divisible(source: DocumentStream, count: int, world: int) -> Divisible:
             f" {count} files of it"
         )
     return source
+
+
+def _stream_batches(
+    source: DocumentStream,
+    plan: SequenceLengthPlan | ShardPlan,
+    epochs: int | None,
+    form: Form,
+    shuffle: Shuffle,
+    rank: int,
+) -> StreamBatches:
+    reading = _reading(WindowTokens(), form, form.documents and not form.padded)
+    order: DocumentOrder | PackedStream
+    if form.mode == "pack":
+        order = PackedStream(source, plan, form.lead, epochs)
+    else:
+        order = DocumentOrder(source, plan, shuffle.num_lanes or 1, form.order, form.preserve_eos, epochs)
+    return StreamBatches(order, reading, rank, order.describe)
+
+
+def _packed_batches(
+    source: Stores, documents: Documents, plan: SequenceLengthPlan | ShardPlan, form: Form, rank: int
+) -> StoreBatches:
+    packed = PackedRows(DocumentWindows(documents, form.lead), plan)
+    reading = _reading(StoreTokens(source.columns, form.eos_id), form, False)
+    return StoreBatches(packed, reading, rank, partial(describe_packed, packed))
+
+
+def _documents(source: Stores, epochs: int | None, form: Form, shuffle: Shuffle) -> Documents:
+    eos_id = form.eos_id if source.documents is None else None
+    return Documents(source.bounds, shuffle.shuffle, shuffle.seed, epochs, eos_id)
 
 
 def _reading(tokens: Tokens, form: Form, documents: bool) -> Reading:
@@ -433,13 +472,10 @@ def _store_batches(
         pieces = Buckets(source.bounds, tuple(schedule.lengths) if isinstance(schedule, BucketSchedule) else plan.lengths)
         of_buckets = BucketRows(pieces, plan, shuffle.shuffle, shuffle.seed, epochs)
         return StoreBatches(of_buckets, _reading(tokens, form, False), rank, partial(describe_buckets, of_buckets))
-    if form.padded:
-        eos_id = form.eos_id if source.documents is None else None
-        documents = Documents(source.bounds, shuffle.shuffle, shuffle.seed, epochs, eos_id)
-        if form.mode == "pack":
-            packed = PackedRows(DocumentWindows(documents, 0 if form.bos_id is None else 1), plan)
-            return StoreBatches(packed, _reading(tokens, form, False), rank, partial(describe_packed, packed))
-        # a row holds one document, so none begins within it
+    if form.mode == "pack":
+        return _packed_batches(source, _documents(source, epochs, form, shuffle), plan, form, rank)
+    if form.padded:  # a row holds one document, so none begins within it
+        documents = _documents(source, epochs, form, shuffle)
         rows = DocumentRows(documents, plan, shuffle.num_lanes or documents.lanes, form.mode, form.preserve_eos)
         return StoreBatches(rows, _reading(tokens, form, False), rank, partial(describe_documents, rows))
     lanes = open_lanes(source.num_tokens, shuffle.num_lanes, shuffle=shuffle.shuffle, seed=shuffle.seed)
@@ -466,8 +502,8 @@ def _warn_of_neighbours(order: StoreOrder, source: Stores, eos_id: int | None) -
 
 
 def _check_stream(source: DocumentStream, mode: str, shuffle: Shuffle, ranks: Ranks) -> None:
-    if mode in ("buckets", "pack"):
-        raise ValueError(f"mode={mode!r} chooses among many documents, and {source.name} is a stream: save it as a store first")
+    if mode == "buckets":
+        raise ValueError(f"mode={mode!r} chooses among all documents, and {source.name} is a stream: save it as a store first")
     if shuffle.shuffle:
         raise ValueError("shuffle=True permutes a store: write shuffle_buffer=n for a stream, or save it as a store first")
     if source.sharded is not None and not ranks.sharded:

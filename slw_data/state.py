@@ -10,7 +10,7 @@
     dp_rank, dp_world_size None, or the rank whose own part of the data this is (``sharded=True``)
     stream         "" where all is arithmetic; else what the order needs to go on, as JSON: of a stream its snapshot
                    (:class:`slw_data.order.dealing.Snapshot`), of a store which of its documents are open
-                   (:class:`slw_data.order.circle.Opened`) or being packed (:class:`slw_data.order.packing.Packed`)
+                   (:class:`slw_data.order.circle.Opened`) or being packed (:class:`slw_data.order.packed.Packed`)
     checksum       of all of these, so that a damaged state is refused
     shards         of a divided stream alone (``num_shards``): where each shard stands that this rank reads, under its number
 

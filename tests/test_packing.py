@@ -1,5 +1,6 @@
 """Packed rows: each beside a naive packing of lists, at lengths that grow and shrink, on any number of ranks."""
 
+import contextlib
 import itertools
 import json
 
@@ -14,8 +15,10 @@ from strategies import documents
 
 from slw_data import ConstantSchedule, DataError, ScheduleError, SLWDataset, SLWLoader, StagedSchedule, StateError
 from slw_data.batch.building import LABELS
-from slw_data.order.packing import DocumentWindows, count_rows
+from slw_data.order.packed import DocumentWindows
+from slw_data.order.packing import count_rows
 from slw_data.order.permutation import permute
+from slw_data.sources.streams.items import SequenceStream
 
 pytestmark = pytest.mark.filterwarnings("ignore:this run is finished")
 
@@ -29,18 +32,31 @@ def stored(docs, dtype=np.int64):
     return source
 
 
-def windows_of(docs, passes, seed, size):
-    """The documents of each window; ``seed`` None: in the store's order."""
+def streamed(docs, dtype=np.int64):
+    return [np.array(doc, dtype) for doc in docs]
+
+
+@contextlib.contextmanager
+def windows_and_blocks(size, block):
+    """A window has ``size`` documents, and ``block`` of a list are read together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DocumentWindows, "size", size)
+        patch.setattr(SequenceStream, "block_items", block)
+        yield
+
+
+def windows_of(docs, passes, seed, size, part=slice(None)):
+    """The documents of each window; ``seed`` None: in the store's order. ``part``: which of those of a pass, of a shard."""
     kept = [doc for doc in docs if doc]
     for epoch in range(passes):
         order = range(len(kept)) if seed is None else naive_permutation(len(kept), seed, epoch)
-        opened = [kept[i] for i in order]
-        yield from (opened[i : i + size] for i in range(0, len(kept), size))
+        opened = [kept[i] for i in order][part]
+        yield from (opened[i : i + size] for i in range(0, len(opened), size))
 
 
-def order_of(docs, seed, size):
+def order_of(docs, seed, size, part=slice(None)):
     """The order in which rows of a window are delivered."""
-    in_pass = -(-sum(map(bool, docs)) // size)
+    in_pass = -(-len([doc for doc in docs if doc][part]) // size)
 
     def order(window, rows):
         return range(rows) if seed is None else permute(np.arange(rows), rows, (seed, *divmod(window, in_pass))).tolist()
@@ -54,10 +70,13 @@ def following(docs):
 
 @st.composite
 def packed_runs(draw):
-    """``(docs, options, shape, schedule, run, shapes, window)``: a run of packed rows, as lists of pieces."""
+    """``(docs, opened, options, shape, schedule, run, shapes, sizes)``: a run of packed rows, as lists of pieces. ``opened``
+    makes a store of documents, or a stream; ``sizes`` are of windows and blocks."""
     schedule, shape, total = draw(small_runs)
     docs, size = draw(some_documents), draw(st.sampled_from([1, 2, 3, 7, 50]))
-    options = {"mode": "pack", "pad_id": PAD, "shuffle": draw(st.booleans()), "seed": draw(st.integers(0, 9))}
+    opened = draw(st.sampled_from([stored, streamed]))
+    options = {"mode": "pack", "pad_id": PAD, "shuffle": opened is stored and draw(st.booleans())}
+    options["seed"] = draw(st.integers(0, 9))
     end, shapes, passes = drawn_end(draw, schedule, shape, total, sum(map(len, docs)))
     options |= end
     if passes is None:
@@ -69,7 +88,7 @@ def packed_runs(draw):
         windows_of(docs, passes, seed, size), shapes, order=order_of(docs, seed, size), lead=int("bos_id" in options),
         grad_accum_steps=shape["grad_accum_steps"], world_size=shape["world_size"],
     )  # fmt: skip
-    return docs, options, shape, schedule, run, shapes, size
+    return docs, opened, options, shape, schedule, run, shapes, (size, draw(st.sampled_from([2, 3, 5, 50])))
 
 
 @pytest.fixture
@@ -104,18 +123,19 @@ def tokens_of(batches):
 
 @given(packed_runs(), st.sampled_from(LABELS), some_extras, st.sampled_from(["plain", "narrow", "columns"]))
 def test_every_batch_of_every_rank_is_what_naive_packing_gives_and_so_are_the_counts(case, labels, extras, kind):
-    docs, options, shape, schedule, run, shapes, size = case
+    docs, opened, options, shape, schedule, run, shapes, sizes = case
     accum, columns = shape["grad_accum_steps"], {"input_ids": lambda t: t}
-    source = stored(docs, np.uint16 if kind == "narrow" else np.int64)
+    source = opened(docs, np.uint16 if kind == "narrow" else np.int64)
     if kind == "columns":
         columns |= {"weights": lambda t: t % 5 + 1, "labels": lambda t: t + 100}
         parts = {name: [[column(t) for t in doc] for doc in docs] for name, column in columns.items()}
         source = {name: stored(part) for name, part in parts.items()}
+        if opened is streamed:
+            source = [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
     tokens = sum(map(len, pieces_of(run)))
     rows = sum(len(rank) * (length - ("bos_id" in options)) for step, (length, *_) in zip(run, shapes, strict=False)
                for micro in step for rank in micro)  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DocumentWindows, "size", size)
+    with windows_and_blocks(*sizes):
         for rank in range(shape["world_size"]):
             loader = loader_of(source, schedule, shape, rank, labels=labels, extras=extras, columns=tuple(columns), **options)
             expected = [
@@ -135,13 +155,12 @@ def test_every_batch_of_every_rank_is_what_naive_packing_gives_and_so_are_the_co
 
 @given(packed_runs(), st.data())
 def test_a_state_of_any_batch_and_a_sought_step_go_on_as_naive_packing_does(case, data):
-    docs, options, shape, schedule, run, _, size = case
+    docs, opened, options, shape, schedule, run, _, sizes = case
     accum = shape["grad_accum_steps"]
     cut = data.draw(st.integers(0, len(run) * accum))
     expected = [[joined(row) for rank in micro for row in rank] for step in run for micro in step]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DocumentWindows, "size", size)
-        loader = loader_of(stored(docs), schedule, shape, **options)
+    with windows_and_blocks(*sizes):
+        loader = loader_of(opened(docs), schedule, shape, **options)
         list(itertools.islice(loader, cut))
         state = json.loads(json.dumps(loader.state_dict()))
         worlds, other = [shape["world_size"]], dict(shape)
@@ -151,7 +170,7 @@ def test_a_state_of_any_batch_and_a_sought_step_go_on_as_naive_packing_does(case
         world = data.draw(st.sampled_from(worlds))
         if isinstance(shape.get("batch_size"), int):
             other["batch_size"] = rows // world
-        ranks = [loader_of(stored(docs), schedule, other, rank, world, **options) for rank in range(world)]
+        ranks = [loader_of(opened(docs), schedule, other, rank, world, **options) for rank in range(world)]
         step = data.draw(st.integers(0, len(run)))
         for begin, move, argument in ((cut, SLWLoader.load_state_dict, state), (step * accum, SLWLoader.seek, step)):
             for loader in ranks:
@@ -165,13 +184,12 @@ def test_a_state_of_any_batch_and_a_sought_step_go_on_as_naive_packing_does(case
 
 @given(packed_runs())
 def test_states_do_not_depend_on_how_many_batches_were_looked_up_together(case):
-    docs, options, shape, schedule, *_, size = case
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DocumentWindows, "size", size)
-        loader = loader_of(stored(docs), schedule, shape, **options)
+    docs, opened, options, shape, schedule, *_, sizes = case
+    with windows_and_blocks(*sizes):
+        loader = loader_of(opened(docs), schedule, shape, **options)
         states = [loader.state_dict()] + [loader.state_dict() for _ in loader]
         for before, after in itertools.pairwise(states):
-            again = loader_of(stored(docs), schedule, shape, **options)
+            again = loader_of(opened(docs), schedule, shape, **options)
             again.load_state_dict(before)
             next(iter(again))
             assert again.state_dict() == after
@@ -252,16 +270,122 @@ def test_a_corpus_is_delivered_once_with_little_padding_and_no_document_that_fit
     assert padding < most
 
 
+@st.composite
+def divided_runs(draw):
+    """``(docs, opened, options, rows, schedule, steps, sizes)``: rows of each step, the packed ones of each shard."""
+    num_shards, times = draw(st.sampled_from([2, 3, 4, 6])), draw(st.integers(1, 2))
+    docs, size = draw(some_documents) + [[8_000 + i] for i in range(num_shards)], draw(st.sampled_from([1, 2, 3, 50]))
+    opened = draw(st.sampled_from([stored, streamed]))
+    options = {"mode": "pack", "pad_id": PAD, "num_shards": num_shards, "total_steps": 7, "seed": draw(st.integers(0, 9))}
+    options["shuffle"] = opened is stored and draw(st.booleans())
+    lengths = draw(st.lists(st.integers(2, 9), min_size=1, max_size=3))
+    schedule = StagedSchedule(lengths, [2 * (i + 1) for i in range(len(lengths) - 1)])
+    if draw(st.booleans()):
+        options["bos_id"] = PAD + 1
+    seed = options["seed"] if options["shuffle"] else None
+    shapes = [(schedule(step), times) for step in range(7)]
+    steps = [[] for _ in shapes]
+    docs = [doc for doc in docs if doc]  # a list counts empty documents, when it is divided, and a store does not
+    for shard in range(num_shards):
+        part = slice(shard, None, num_shards)
+        run = naive_packing(
+            windows_of(docs, 7 * times, seed, size, part), shapes, order=order_of(docs, seed, size, part),
+            lead=int("bos_id" in options),
+        )  # fmt: skip
+        for step, [[rows]] in zip(steps, run, strict=True):
+            step += [joined(row) for row in rows]
+    return docs, opened, options, num_shards * times, schedule, steps, (size, draw(st.sampled_from([2, 3, 50])))
+
+
+@given(divided_runs(), st.integers(0, 6), st.data())
+def test_shards_of_a_store_and_of_a_stream_are_packed_alone_and_go_on_on_any_number_of_ranks(case, cut, data):
+    docs, opened, options, rows, schedule, steps, sizes = case
+    worlds = [world for world in (1, 2, 3) if options["num_shards"] % world == 0]
+    world, other = data.draw(st.sampled_from(worlds)), data.draw(st.sampled_from(worlds))
+
+    def loaders(world):
+        shape = {"batch_size": rows // world, "world_size": world}
+        return [loader_of(opened(docs), schedule, shape, rank, **options) for rank in range(world)]
+
+    with windows_and_blocks(*sizes):
+        saved = loaders(world)
+        found = zip(*(tokens_of(itertools.islice(loader, cut)) for loader in saved), strict=True)
+        assert [[row for part in parts for row in part] for parts in found] == steps[:cut]
+        states = [json.loads(json.dumps(loader.state_dict())) for loader in saved]
+        again = loaders(other)
+        for begin, move, argument in ((cut, SLWLoader.load_state_dict, states), (7 - cut, SLWLoader.seek, 7 - cut)):
+            for loader in again:
+                move(loader, argument)
+            found = zip(*(tokens_of(loader) for loader in again), strict=True)
+            assert [[row for part in parts for row in part] for parts in found] == steps[begin:]
+        lead = int("bos_id" in options)
+        room = sum((schedule(step) - lead) * len(rows) for step, rows in enumerate(steps))
+        assert sum(loader.tokens_padded for loader in again) == room - sum(len(row) for rows in steps for row in rows)
+
+
+def test_a_stream_that_fails_delivers_the_windows_before_and_goes_on_once_it_is_repaired(small_windows):
+    small_windows(4)
+    docs = [[10 * i + k for k in range(9)] for i in range(40)]
+    schedule, shape = StagedSchedule([4, 7], [6]), {"batch_size": 2, "world_size": 1}
+    options = {"mode": "pack", "pad_id": 0, "labels": "both", "total_steps": 40}
+    expected = [as_lists(batch) for batch in loader_of(docs, schedule, shape, **options)]
+
+    class Failing(list):
+        broken = True
+
+        def __getitem__(self, index):
+            if self.broken and index == 26:
+                raise OSError("no such disk")
+            return super().__getitem__(index)
+
+    source = Failing(docs)
+    loader, found = loader_of(source, schedule, shape, **options), []
+    with pytest.raises(OSError, match="no such disk"):
+        for batch in loader:
+            found.append(as_lists(batch))
+    assert len(found) > 12 and found == expected[: len(found)]
+    held = {token for batch in expected[: len(found) + 1] for row in batch["input_ids"] for token in row}
+    assert max(held) >= 240, "the next step needs the window that was not read"
+    Failing.broken = False
+    again = loader_of(source, schedule, shape, **options)
+    again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert [as_lists(batch) for batch in again] == expected[len(found) :]
+
+
+@pytest.mark.filterwarnings("ignore:going on with the state of another run")
+def test_a_stream_without_the_documents_of_a_state_is_refused(small_windows):
+    small_windows(4)
+    docs = [[10 * i + k for k in range(9)] for i in range(40)]
+    shape = {"batch_size": 2, "world_size": 1}
+
+    def loader(documents):
+        return loader_of(lambda: iter(documents), ConstantSchedule(4), shape, mode="pack", pad_id=0, total_steps=60)
+
+    whole = loader(docs)
+    list(itertools.islice(whole, 22))
+    state = whole.state_dict()
+    assert json.loads(state["stream"])["rows"]
+    shorter = loader(docs[:17])
+    shorter.load_state_dict(state, strict=False)
+    refused(lambda: next(iter(shorter)), "ended", "17", error=StateError)
+    others = loader([[1]] * 40)
+    others.load_state_dict(state, strict=False)
+    refused(lambda: next(iter(others)), "not the same", error=StateError)
+
+
+@pytest.mark.parametrize("kind", ["store", "stream"])
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
-def test_any_number_of_workers_gives_the_same_batches_to_the_end_of_the_data(num_workers, small_windows):
+def test_any_number_of_workers_gives_the_same_batches_to_the_end_of_the_data(num_workers, kind, small_windows):
     small_windows(8)
     docs = [[100 * i + k for k in range(1 + i * 7 % 24)] for i in range(90)]
+    source = stored(docs) if kind == "store" else docs
     schedule, shape = StagedSchedule([3, 8, 2], [9, 18]), {"batch_size": 3, "grad_accum_steps": 2, "world_size": 1}
-    options = {"mode": "pack", "pad_id": 0, "shuffle": True, "epochs": 2, "labels": "both"}
-    expected = [as_lists(batch) for batch in loader_of(stored(docs), schedule, shape, **options)]
-    loader = loader_of(stored(docs), schedule, shape, num_workers=num_workers, **options)
-    assert [as_lists(batch) for batch in loader] == expected
+    options = {"mode": "pack", "pad_id": 0, "shuffle": kind == "store", "epochs": 2, "labels": "both"}
+    alone = loader_of(source, schedule, shape, **options)
+    expected = [(as_lists(batch), alone.state_dict()) for batch in alone]
+    loader = loader_of(source, schedule, shape, num_workers=num_workers, **options)
+    assert [(as_lists(batch), loader.state_dict()) for batch in loader] == expected
     assert loader.tokens_seen + loader.tokens_left == 2 * sum(map(len, docs))
 
 
@@ -343,6 +467,8 @@ def test_every_batch_before_a_bad_token_is_delivered_and_the_run_goes_on_over_th
         ({"rows": [[0, 1]]}, "JSON"),
         ({"rows": 3}, "JSON"),
         ({"more": 1}, "JSON"),
+        ({"delivered": -1}, "JSON"),
+        ({"delivered": 9}, "tokens must be in"),
         ({"window": 3}, "tokens must be in"),
         ({"window": 6}, "this run has 6 windows"),
         ({"window": 7, "rows": []}, "this run has 6 windows"),
@@ -355,7 +481,7 @@ def test_a_damaged_cursor_is_refused_in_words(change, words, small_windows):
     loader = loader_of(stored(docs), ConstantSchedule(4), {"batch_size": 2, "world_size": 1}, mode="pack", pad_id=0, epochs=2)
     next(iter(loader))
     state = loader.state_dict()
-    assert json.loads(state["stream"]) == {"window": 0, "rows": [[4, 2]]}
+    assert json.loads(state["stream"]) == {"window": 0, "rows": [[4, 2]], "delivered": 8}
     state["stream"] = json.dumps({**json.loads(state["stream"]), **change})
     refused(lambda: loader.load_state_dict(state), words, error=StateError)
 
@@ -364,7 +490,7 @@ def test_what_makes_no_sense_is_refused_in_words(small_windows):
     docs = [list(range(10)), list(range(20, 27))]
     source, packed = stored(docs), {"mode": "pack", "batch_size": 1}
     refused(lambda: SLWDataset(source, ConstantSchedule(4), **packed), "pad_id", "mode='pack'", error=ValueError)
-    refused(lambda: SLWDataset(docs, ConstantSchedule(4), pad_id=0, **packed), "stream", "as a store", error=ValueError)
+    refused(lambda: SLWDataset(docs, ConstantSchedule(4), pad_id=0, num_lanes=2, **packed), "num_lanes=2", error=ValueError)
     refused(
         lambda: SLWDataset(source, ConstantSchedule(1), pad_id=0, bos_id=1, **packed),
         "bos_id", "length >= 2", "a length of 1", error=ScheduleError,
@@ -377,6 +503,10 @@ def test_what_makes_no_sense_is_refused_in_words(small_windows):
     refused(
         lambda: SLWDataset(np.arange(9), ConstantSchedule(4), pad_id=0, **packed), "mode='pack'", "eos_id", error=ValueError
     )
+    ends = {"pad_id": 0, "num_shards": 3, "total_steps": 5, "batch_size": 3}
+    refused(lambda: SLWDataset(source, ConstantSchedule(4), mode="pack", **ends), "num_shards=3", "has 2", error=DataError)
+    ends["num_shards"], ends["batch_size"] = 2, 2
+    refused(lambda: SLWDataset(source, ConstantSchedule(4), mode="segment", **ends), "'pack'", "leave it out", error=ValueError)
     loader = loader_of(source, ConstantSchedule(4), {"batch_size": 1, "world_size": 1}, mode="pack", pad_id=0)
     loader.seek(5)
     assert list(loader) == []

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slw_data.batch.chunk import Array, Chunk
-from slw_data.batch.streamed import StreamBatches
+from slw_data.batch.stored import StoreBatches
 from slw_data.errors import DataError
 from slw_data.order.divided import DividedOrder
 from slw_data.order.position import Position
@@ -33,7 +33,7 @@ __all__ = ["DividedBatches"]
 class DividedBatches:
     """Batches of one rank, of the ``shards`` that it reads. See :class:`slw_data.batch.chunk.Batches`."""
 
-    shards: Mapping[int, StreamBatches]
+    shards: Mapping[int, StoreBatches]
     order: DividedOrder
     plan: SequenceLengthPlan
 

@@ -61,6 +61,11 @@ class Form:
         return "stream" if self.mode == "window" else self.mode
 
     @property
+    def lead(self) -> int:
+        """Tokens at the beginning of each row that are none of the source."""
+        return 0 if self.bos_id is None else 1
+
+    @property
     def flat(self) -> bool:
         """Whether a batch is one row."""
         return "cu_seq_lens" in self.extras

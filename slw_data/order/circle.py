@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -55,6 +55,8 @@ class Documents:
         seed: of the permutations.
         epochs: passes after which there are no more; None: they go on.
         eos_id: the token that they were found by; None: the store knows them.
+        part: of these the documents ``part``, ``part + parts``, ... of each pass, as they are opened.
+        parts: how many such parts there are.
     """
 
     bounds: Ints
@@ -62,6 +64,8 @@ class Documents:
     seed: int = 0
     epochs: int | None = None
     eos_id: int | None = None
+    part: int = 0
+    parts: int = 1
 
     @cached
     def kept(self) -> Ints:
@@ -70,12 +74,24 @@ class Documents:
         kept[1:] = self.bounds[1:] > self.bounds[:-1]
         return self.bounds if kept.all() else self.bounds[kept]
 
+    def shard(self, number: int, num_shards: int) -> Documents:
+        """A part of them."""
+        part = replace(self, part=number, parts=num_shards)
+        vars(part)["kept"] = self.kept  # found once for all
+        return part
+
     @property
-    def count(self) -> int:
+    def whole(self) -> int:
+        """Documents of all parts."""
         return len(self.kept) - 1
 
     @property
+    def count(self) -> int:
+        return -(-(self.whole - self.part) // self.parts)
+
+    @property
     def num_tokens(self) -> int:
+        """Of all parts."""
         return int(self.kept[-1])
 
     @property
@@ -105,8 +121,9 @@ class Documents:
             epoch, number = divmod(first, self.count)
             last = min(self.count, number + min(stop - first, _TOGETHER))
             here = slice(len(places) - (stop - first), len(places) - (stop - first) + last - number)
-            if self.shuffle:
-                numbers = permute(np.arange(number, last), self.count, (self.seed, epoch))
+            if self.shuffle or self.parts > 1:
+                numbers = np.arange(number, last) * self.parts + self.part
+                numbers = permute(numbers, self.whole, (self.seed, epoch)) if self.shuffle else numbers
                 starts, ends = self.kept[numbers], self.kept[numbers + 1]
             else:
                 starts, ends = self.kept[number:last], self.kept[number + 1 : last + 1]

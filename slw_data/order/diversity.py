@@ -12,7 +12,7 @@ import numpy as np
 
 from slw_data.order.buckets import BucketRows
 from slw_data.order.circle import DocumentRows
-from slw_data.order.packing import PackedRows
+from slw_data.order.packed import PackedRows
 from slw_data.order.permutation import Ints
 from slw_data.order.store import StoreOrder
 

@@ -24,8 +24,7 @@ from typing import Any, ClassVar
 
 from slw_data.arguments import shown
 from slw_data.errors import StateError
-from slw_data.order.documents import DocumentOrder
-from slw_data.order.position import Position
+from slw_data.order.position import Order, Position
 
 __all__ = ["DividedOrder"]
 
@@ -34,7 +33,7 @@ __all__ = ["DividedOrder"]
 class DividedOrder:
     """``shards``: the orders of the shards that this rank reads, under their numbers, of ``num_shards`` in all."""
 
-    shards: Mapping[int, DocumentOrder]
+    shards: Mapping[int, Order]
     num_shards: int
     world: int
 

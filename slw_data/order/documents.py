@@ -209,9 +209,9 @@ class DocumentOrder:
 
     # -- rows -----------------------------------------------------------------------------------------------------------
 
-    def reader(self, at: Position) -> DocumentReader:
+    def reader(self, at: Position, look: int = 0, *, alone: bool = False) -> DocumentReader:
         """What one iteration cuts rows with, from ``at`` on."""
-        return DocumentReader(self, at)
+        return DocumentReader(self, at, look, alone=alone)
 
     def limit(self, stage: Stage, batch: int) -> int:
         """The batch up to which rows are cut at once: those of all ranks are, and there may be many."""

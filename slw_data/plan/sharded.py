@@ -60,6 +60,9 @@ class ShardPlan:
     def rows_before(self, step: int) -> int:
         return self.plan.rows_before(step) // self.num_shards
 
+    def tokens_before(self, step: int) -> int:
+        return self.plan.tokens_before(step) // self.num_shards
+
     def rows(self, step: int) -> int:
         return self.stage_at(step).rows
 
