@@ -73,6 +73,7 @@ def _tables(half: int, key: tuple[int, ...]) -> Ints:
 def _by_tables(values: Ints, half: int, tables: Ints) -> Ints:
     left, right = values >> half, values & ((1 << half) - 1)
     for table in tables:
-        left, right = right, left ^ table[right]
+        left ^= table.take(right, mode="clip")  # nothing is beyond it, and so nobody looks
+        left, right = right, left
     joined: Ints = (left << half) | right
     return joined

@@ -110,7 +110,7 @@ def _checksum(draft: Draft, items: int) -> int:
     lengths = draft.lengths[:items]
     found, tokens = zlib.crc32(lengths.astype("<i8").tobytes()), int(lengths.sum())
     for column in sorted(draft.columns):
-        found = zlib.crc32(np.ascontiguousarray(draft.columns[column][0:tokens], "<i8").tobytes(), found)
+        found = zlib.crc32(np.ascontiguousarray(draft.columns[column][0:tokens], "<i8").data, found)
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from slw_data.cached import cached
 from slw_data.errors import DataError
 from slw_data.sources.paths import value_at
 from slw_data.sources.streams.protocol import Integers
@@ -33,7 +34,7 @@ class TokenDocuments:
     ids: str
     path: str
 
-    @property
+    @cached
     def paths(self) -> tuple[str, ...]:
         """Where each column is found in an item."""
         return tuple(self.path if column == self.ids else column for column in self.columns)
@@ -44,13 +45,16 @@ class TokenDocuments:
 
     def pick(self, item: Any, index: int) -> Any:
         """What the item says, before any costly step: enough for a digest."""
+        found, paths = self._values(item, index), self.paths
+        if len(found) == 1:
+            return (token_array(found[0], f"column {paths[0]!r} of item {index}", signed=self.columns[0] != self.ids),)
         values = [token_array(value, f"column {path!r} of item {index}", signed=column != self.ids)
-                  for column, path, value in zip(self.columns, self.paths, self._values(item, index), strict=True)]  # fmt: skip
-        for path, value in zip(self.paths, values, strict=True):
+                  for column, path, value in zip(self.columns, paths, found, strict=True)]  # fmt: skip
+        for path, value in zip(paths, values, strict=True):
             if len(value) != len(values[0]):
                 raise DataError(
                     f"all columns of a document have one length, but item {index} has {len(values[0])} tokens in "
-                    f"{self.paths[0]!r} and {len(value)} in {path!r}"
+                    f"{paths[0]!r} and {len(value)} in {path!r}"
                 )
         return tuple(values)
 
@@ -60,6 +64,8 @@ class TokenDocuments:
         return arrays
 
     def _values(self, item: Any, index: int) -> list[Any]:
+        if len(self.columns) == 1 and isinstance(item, np.ndarray | list):
+            return [item]
         if item is None:
             raise DataError(f"item {index} is None, not a document: drop it, or yield an empty list")
         if isinstance(item, Mapping):
@@ -93,7 +99,7 @@ def token_array(value: Any, where: str, *, signed: bool = False) -> Integers:
         tokens = _from_array(np.asarray(value), where)
     else:
         raise TypeError(f"{where} is a {type(value).__name__}; token ids are a list, an array or a tensor of integers")
-    if not signed:
+    if not signed and tokens.dtype.kind == "i":
         check_not_negative(tokens, lambda at: f"position {at} of {where}")
     return tokens
 
@@ -134,7 +140,7 @@ def _from_array(values: np.ndarray[Any, Any], where: str) -> Integers:
         raise TypeError(f"{where} is an array of dtype {values.dtype}; token ids are integers")
     if values.dtype == np.uint64:
         return signed_64(values, lambda at: f"position {at} of {where}")
-    return np.array(values, dtype=values.dtype.newbyteorder("="))
+    return values.copy() if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
 def signed_64(values: Integers, where: Any) -> Integers:
