@@ -11,6 +11,10 @@ import sys
 from collections.abc import Callable
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process with threads should not be forked
+os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # the same of pyarrow
+os.environ["HF_HUB_OFFLINE"] = "1"  # all files are here
+
+import datasets  # noqa: F401, so that no child has to
 
 from tests.faults import checkpoints, determinism, kills, machine, scale, suites, topology, workers
 from tests.faults.tally import Tally, table
