@@ -19,6 +19,7 @@ import numpy as np
 from slw_data import SLWDataset, SLWLoader, StagedSchedule, gather_state, load_state, open_tokens, save_state
 from slw_data.batch.flat import IGNORE
 from slw_data.order.permutation import permute
+from slw_data.sources.streams import items, iterables, shuffled
 from tests.faults.ledger import PAD, Ledger
 from tests.oracle import (
     naive_batches,
@@ -41,6 +42,12 @@ POWERS = (4, 8, 2, 8)  # the same, of the kind "buckets"
 NUM_LANES = 3  # of the kind "lanes"
 OF_A_SHARD = 2  # lanes of each shard, and rows that a step takes of it
 BUFFER = 11  # documents that wait
+
+
+def small_blocks() -> None:
+    """From now on a stream reads few documents at a time, so that runs as short as these go on from the middle of a pass."""
+    items.SequenceStream.block_items = iterables.IterableStream.block_items = 16
+    shuffled._ITEMS = 8
 
 
 class Documents:
