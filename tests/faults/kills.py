@@ -56,8 +56,8 @@ def at_any_time(tally: Tally, small: bool) -> None:
         check_remains(tally, leaders, log)
 
 
-def train(run: Run, folder: Path, **options: Any) -> None:
-    Trainer(run, folder, **options).train()
+def train(run: Run, folder: Path, every: int = 3, **options: Any) -> None:
+    Trainer(run, folder, **options).train(every)
 
 
 def finish(tally: Tally, run: Run, folder: Path, log: Path) -> None:
@@ -167,7 +167,7 @@ def rank_of(
     if dies is not None:
         die_at(dies, nth)
     if world == 1:
-        return train(run, folder, num_workers=workers)
+        return train(run, folder, every, num_workers=workers)
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=30))
     trainer = Trainer(run, folder, rank, world, num_workers=run.workers(workers, world))
