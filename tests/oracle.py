@@ -219,6 +219,29 @@ def naive_rows(lanes: Sequence[Sequence[int]], steps: Iterable[tuple[int, int]],
 # -- order of a stream ------------------------------------------------------------------------------------------------
 
 
+def naive_draw(key: tuple[int, ...], place: int, count: int) -> int:
+    """SplitMix64 with whole numbers."""
+    mask = 2**64 - 1
+    state = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+    state = (state + (place + 1) * 0x9E3779B97F4A7C15) & mask
+    state = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & mask
+    state = ((state ^ state >> 27) * 0x94D049BB133111EB) & mask
+    return ((state ^ state >> 31) * count) >> 64
+
+
+def naive_buffer(docs: Iterable[Sequence[int]], size: int, key: tuple[int, ...]) -> list[Sequence[int]]:
+    """A list of waiting documents: the drawn one goes, the last one takes its place, and the next one read is added."""
+    source, waiting, found = [doc for doc in docs if len(doc)], [], []
+    while source or waiting:
+        while source and len(waiting) < size:
+            waiting.append(source.pop(0))
+        slot = naive_draw(key, len(found), len(waiting))
+        found.append(waiting[slot])
+        waiting[slot] = waiting[-1]
+        waiting.pop()
+    return found
+
+
 def naive_dealing(
     documents: Iterable[Sequence[int]],
     shapes: Shapes,

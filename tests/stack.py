@@ -5,7 +5,8 @@ A script of ``tests/stacks`` is run once for each rank, with the environment tha
 
     [first, second] = launch("accelerate", 2, folder, workers=2, accum=3)
 
-:func:`expected` is the independent answer: lists and loops over the tokens, nothing of the library.
+:func:`expected` is the independent answer: lists and loops over the tokens, nothing of the library. :func:`expected_divided`
+is that of a stream in shards, each behind a buffer of its own.
 """
 
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from oracle import naive_buffer, naive_dealing, rows_of
 
 VOCAB = 97
 ROWS = 2  # of a batch
@@ -44,6 +46,34 @@ def expected(steps: int, *, world: int = 1, rank: int = 0, accum: int = 1) -> li
                     position += length(step)
                 if of == rank:
                     batches.append((step, length(step), rows))
+    return batches
+
+
+SHARDS, OF_STEP = 4, 8  # of a divided stream, and the rows of a step over all ranks
+DIVIDED = {"num_shards": SHARDS, "shuffle_buffer": 5, "seed": 3}
+
+
+def part(shard: int, num_shards: int) -> list[list[int]]:
+    """The documents of a shard, so few that a run of 20 steps reads them more than once."""
+    documents = [TOKENS[40 * i : 40 * i + 1 + i * 7 % 23].tolist() for i in range(120)]
+    return documents[shard::num_shards]
+
+
+def expected_divided(steps: int, *, world: int = 1, rank: int = 0, accum: int = 1) -> list[Batch]:
+    """The micro-batches of one rank: a step has as many rows of each shard, and a rank those that follow each other."""
+    shapes = [(length(step), OF_STEP // SHARDS) for step in range(steps)]
+    shards = []
+    for shard in range(SHARDS):
+        documents = part(shard, SHARDS)
+        read = [document for number in range(9) for document in naive_buffer(documents, 5, (3, shard, number))]
+        shards.append(naive_dealing(read, shapes)[0])
+    batches, many = [], OF_STEP // world // accum
+    for step, of_shards in enumerate(zip(*shards, strict=True)):
+        rows = [row[: length(step)] for row in rows_of(list(of_shards))]
+        for micro in range(accum):
+            first = (rank * accum + micro) * many
+            batches.append((step, length(step), rows[first : first + many]))
+    assert len(batches) == steps * accum
     return batches
 
 

@@ -4,8 +4,10 @@ Everything runs in processes of its own, which ``tests/stacks/accelerate_loop.py
 ``stack.expected``. Tests that are named B001 and so on are about public reports of users.
 """
 
+import itertools
+
 import pytest
-from stack import LONG, ROWS, SHORT, TOKENS, expected, launch
+from stack import LONG, ROWS, SHORT, TOKENS, expected, expected_divided, launch
 
 from slw_data import LinearSchedule, SequenceLengthPlan, SLWDataset, SLWLoader
 
@@ -39,6 +41,15 @@ def found(tmp_path_factory):
     plan["sharded"] = 2, ["sharded", {"folder": "sharded"}]
     plan["one rank"] = 1, ["another_world", {"folder": "sharded"}]
     plan["too early"], plan["made before"] = (2, ["too_early", {}]), (2, ["made_before", {}])
+    for world in WORLDS:
+        saved = {"folder": f"divided {world}"}
+        plan[f"divided {world}"] = world, ["divided", saved]
+        plan[f"divided {world} cut"] = world, ["divided", {**saved, "until": 9, "workers": 2}]
+    for world, to in itertools.product(WORLDS, WORLDS):
+        resumed = {"folder": f"divided {world}", "resume": True, "workers": 2 if to == world else 0}
+        plan[f"divided {world} to {to}"] = to, ["divided", resumed]
+    plan["first shards"] = 2, ["divided", {"folder": "first shards", "until": 3, "gathered": False}]
+    plan["first shards again"] = 2, ["divided", {"folder": "first shards", "resume": True, "gathered": False}]
     folder = tmp_path_factory.mktemp("accelerate")
     [results] = launch("accelerate_loop", 1, folder, worlds=[[world, [job]] for world, job in plan.values()])
     return {name: [result for [result] in ranks] for name, ranks in zip(plan, results, strict=True)}
@@ -68,6 +79,29 @@ def test_a_run_with_dropout_that_is_stopped_and_resumed_ends_with_the_same_bits(
         assert batches(cut[rank]) + batches(resumed[rank]) == batches(whole[rank])
         assert resumed[rank]["parameters"] == whole[rank]["parameters"] != cut[rank]["parameters"]
         assert resumed[rank]["files"] == ["custom_checkpoint_0.pkl"], "one state for all ranks"
+
+
+# -- divided streams ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", WORLDS)
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_divided_run_that_is_stopped_goes_on_with_as_many_ranks_or_others(found, world, to):
+    whole, cut, resumed = (found[f"divided {name}"] for name in (f"{world}", f"{world} cut", f"{world} to {to}"))
+    for rank in range(world):
+        wanted = expected_divided(20, world=world, rank=rank)
+        assert batches(whole[rank]) == wanted and batches(cut[rank]) == wanted[:9] and whole[rank]["same"]
+    for rank in range(to):
+        assert batches(resumed[rank]) == expected_divided(20, world=to, rank=rank)[9:]
+        assert (resumed[rank]["parameters"] == whole[0]["parameters"]) == (world == to), "dropout is of each rank"
+
+
+def test_the_shards_of_rank_0_alone_are_refused_on_the_other_rank(found):
+    """Rank 0 alone then waits for it in the first collective, so the error of either is enough."""
+    assert len(batches(found["first shards"][0])) == 3
+    text = found["first shards again"][1]
+    assert isinstance(text, str) and text.startswith("StateError: this rank reads shards 2, 3 of 4")
+    assert "load the states of all ranks" in text
 
 
 # -- public reports ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 from oracle import naive_dealing, naive_plan, rows_of
 from stack import launch
 
-from slw_data import LinearSchedule
+from slw_data import DoublingSchedule, LinearSchedule
 
 STEPS, SAVE, WORLDS = 30, 11, (1, 2, 4, 8)
 
@@ -31,7 +31,8 @@ def found(corpus, tmp_path_factory):
     folder = str(corpus[0])
     ways = [("resume", {"folder": folder, "steps": STEPS, "saved": saved, "way": way})
             for saved in WORLDS for way in ("dcp", "files", "whole")]  # fmt: skip
-    first = [("deliver", {"folder": folder, "steps": STEPS, "save": SAVE})]
+    ways += [("titan", {"folder": folder, "steps": STEPS, "saved": saved}) for saved in WORLDS]
+    first = [(name, {"folder": folder, "steps": STEPS, "save": SAVE}) for name in ("deliver", "titan")]
     workers = [("deliver", {"folder": folder, "steps": STEPS, "num_workers": 2})]
     worlds = [(world, first + (workers if world in (2, 4) else [])) for world in WORLDS]
     unlike = [("unlike", {"seed": seed}) for seed in (5, None)]
@@ -63,15 +64,35 @@ def test_the_union_of_all_ranks_is_one_run_and_each_file_is_opened_by_one_rank(c
 
 @pytest.mark.parametrize("world", (2, 4))
 def test_workers_of_ranks_deliver_the_same(corpus, found, world):
-    assert joined([jobs[1]["rows"] for jobs in found[0][world]]) == expected(corpus[1])
+    assert joined([jobs[2]["rows"] for jobs in found[0][world]]) == expected(corpus[1])
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_every_number_of_ranks_goes_on_from_what_any_other_saved(corpus, found, world):
     _, resumed, ways, _ = found
     rest = expected(corpus[1])[SAVE:]
-    for number, (_, options) in enumerate(ways):
-        assert joined([jobs[number] for jobs in resumed[world]]) == rest, options
+    for number, (name, options) in enumerate(ways):
+        if name == "resume":
+            assert joined([jobs[number] for jobs in resumed[world]]) == rest, options
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_torchtitans_state_goes_on_with_every_number_of_ranks(corpus, found, world):
+    """Each step has 128 tokens, of rows of 4 and then of 8."""
+    shapes = naive_plan(DoublingSchedule(4, 8, warmup_steps=16, multiple_of=4), tokens_per_batch=16, total_steps=STEPS)
+    runs = [naive_dealing(mine * 10, shapes)[0] for mine in corpus[1]]
+    rows = [[(row[:-1], row[1:]) for run in runs for row in rows_of([run[i]])] for i in range(STEPS)]
+    wanted = [[[token for pair in step for token in pair[part]] for part in (0, 1)] for step in rows]
+
+    def whole(ranks):
+        return [[[token for rank in step for token in rank[part]] for part in (0, 1)] for step in zip(*ranks, strict=True)]
+
+    delivered, resumed, ways, _ = found
+    assert whole([jobs[1] for jobs in delivered[world]]) == wanted
+    numbers = [number for number, (name, _) in enumerate(ways) if name == "titan"]
+    assert len(numbers) == len(WORLDS)
+    for number in numbers:
+        assert whole([jobs[number] for jobs in resumed[world]]) == wanted[SAVE:], ways[number]
 
 
 def test_ranks_that_read_other_documents_are_told_at_the_first_block(found):

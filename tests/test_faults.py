@@ -70,11 +70,12 @@ def test_spans_are_runs_of_neighbours():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_nobody_kills_is_written_down_whole(tmp_path, kind):
-    run, folder = Run(kind, steps=20), tmp_path / "run"
-    folder.mkdir()
-    Trainer(run, folder, prefetch=0).train()
-    assert verdict(run, folder) == {"lost": 0, "duplicated": 0, "changed": 0}
-    assert (folder / "finished 0").exists() and len((folder / "ledger 0").read_text().splitlines()) == 40
+    for seed in (0, 1):
+        run, folder = Run(kind, steps=20, seed=seed), tmp_path / f"run {seed}"
+        folder.mkdir()
+        Trainer(run, folder, prefetch=0).train()
+        assert verdict(run, folder) == {"lost": 0, "duplicated": 0, "changed": 0}
+        assert (folder / "finished 0").exists() and len((folder / "ledger 0").read_text().splitlines()) == 40
 
 
 def test_a_killed_rank_counts_also_where_another_that_misses_it_is_seen_first(tmp_path):

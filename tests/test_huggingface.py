@@ -6,7 +6,7 @@ Everything runs in processes of its own, which ``tests/stacks/huggingface.py`` m
 import importlib.util
 
 import pytest
-from stack import LONG, ROWS, SHORT, TOKENS, expected, launch
+from stack import LONG, ROWS, SHORT, TOKENS, expected, expected_divided, launch
 
 pytest.importorskip("transformers", reason="SLWTrainer needs transformers")
 pytest.importorskip("accelerate", reason="Hugging Face's Trainer needs accelerate")
@@ -76,7 +76,12 @@ def found(tmp_path_factory):
         ["sharded", {"folder": "sharded", "resume": True}],
         ["sharded", {"folder": "sharded", "resume": True, "swap": True}],
     ]
-    worlds = {"alone": [1, alone], "later": [1, later], "both": [2, both], "both later": [2, both_later]}
+    alone.append(["divided", {"folder": "divided1"}])
+    both.append(["divided", {"folder": "divided2", "accum": 2}])
+    both_later += [["divided", {"folder": "divided1", "resume": True}],
+                   ["divided", {"folder": "divided2", "resume": True, "accum": 2, "workers": 2}]]  # fmt: skip
+    fewer = [["divided", {"folder": "divided2", "resume": True, "accum": 4, "workers": 2}]]
+    worlds = {"alone": [1, alone], "later": [1, later], "both": [2, both], "both later": [2, both_later], "fewer": [1, fewer]}
     if TRL:
         sft = {"folder": "sft"}
         worlds["trl"] = [1, [["sft", sft], ["sft", {"folder": "other", "extras": []}]]]
@@ -237,6 +242,26 @@ def test_sharded_ranks_keep_states_of_their_own_and_take_no_others(found):
         assert resumed == whole[3:] and [len(rows[0]) for rows in whole] == lengths
         swapped = message(found, "both later", "sharded", rank, swap=True)
         assert f"dp_rank: saved {1 - rank}, current {rank}" in swapped and "each rank loads its own state" in swapped
+
+
+def test_a_divided_run_of_two_ranks_goes_on_from_its_checkpoint_with_the_same_bits(found):
+    """Dropout too, and with workers: each rank has its shards of the one file."""
+    for rank in (0, 1):
+        whole = result(found, "both", "divided", rank)
+        resumed = result(found, "both later", "divided", rank, folder="divided2")
+        wanted = expected_divided(20, world=2, rank=rank, accum=2)
+        assert whole["shards"] == ["0", "1", "2", "3"], "of both ranks"
+        assert batches(whole["seen"]) == wanted and batches(resumed["seen"]) == wanted[20:]
+        assert resumed["parameters"] == whole["parameters"]
+
+
+def test_a_divided_run_goes_on_with_other_ranks(found):
+    fewer = result(found, "fewer", "divided")
+    assert batches(fewer["seen"]) == expected_divided(20, accum=4)[40:], "from two ranks to one"
+    assert batches(result(found, "alone", "divided")["seen"]) == expected_divided(20)
+    for rank in (0, 1):
+        more = result(found, "both later", "divided", rank, folder="divided1")
+        assert batches(more["seen"]) == expected_divided(20, world=2, rank=rank)[10:], "from one to two"
 
 
 # -- Hugging Face's own Trainer ----------------------------------------------------------------------------------------

@@ -3,19 +3,20 @@
 import importlib.util
 import itertools
 import logging
+import shutil
 import warnings
 
 import pytest
 import torch
 from refusals import refused
-from stack import ROWS, TOKENS, expected, launch
+from stack import ROWS, TOKENS, expected, expected_divided, launch
 
 if importlib.util.find_spec("lightning") is None:
     pytest.skip("Lightning is not installed: pip install 'slw_data[lightning]'", allow_module_level=True)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of what it imports
     from lightning.pytorch.loggers.logger import DummyLogger
-    from stacks.lightning_fit import SCHEDULE, Model, fit, go_on, make_loader
+    from stacks.lightning_fit import SCHEDULE, Model, divided, fit, go_on, make_loader
 
 from slw_data import SLWDataset, SLWLoader, StagedSchedule
 
@@ -43,13 +44,16 @@ def quiet():
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
 def runs(request, tmp_path_factory):
-    """What each rank found: up to the stop, and in other processes after it (alone, that is this process)."""
+    """What each rank found: up to the stop, in other processes after it (alone, that is this process), and on the other
+    number of ranks from the checkpoint of a divided stream."""
     folder = tmp_path_factory.mktemp("lightning")
     at = str(folder / "checkpoints")
     begun = launch("lightning_fit", request.param, folder / "begin", name="begin", at=at)
+    shutil.copy(f"{at} divided/step=10.ckpt", f"{at} kept.ckpt")
     if request.param == 1:
-        return begun, [go_on(at)]
-    return begun, launch("lightning_fit", request.param, folder / "go_on", name="go_on", at=at)
+        others = launch("lightning_fit", 2, folder / "others", name="divided", at=at)
+        return begun, [go_on(at)], others
+    return begun, launch("lightning_fit", request.param, folder / "go_on", name="go_on", at=at), [divided(at)]
 
 
 def listed(seen):
@@ -57,7 +61,7 @@ def listed(seen):
 
 
 def test_each_rank_trains_on_its_rows_at_the_length_of_each_step(runs):
-    begun, _ = runs
+    begun, _, _ = runs
     for rank, found in enumerate(begun):
         assert set(found["seen"]) == {"0 1", "0 3", "2 1", "2 3"}
         for name, seen in found["seen"].items():
@@ -66,17 +70,29 @@ def test_each_rank_trains_on_its_rows_at_the_length_of_each_step(runs):
 
 
 def test_all_ranks_have_one_length_at_each_step(runs):
-    begun, _ = runs
+    begun, _, _ = runs
     for name in begun[0]["seen"]:
         shapes = [[(step, length) for step, length, _ in found["seen"][name]] for found in begun]
         assert all(shape == shapes[0] for shape in shapes) and {length for _, length in shapes[0]} == {4, 8, 12, 16}
 
 
 def test_a_checkpoint_goes_on_in_new_processes_with_other_workers_to_the_same_parameters(runs):
-    begun, gone_on = runs
+    begun, gone_on, _ = runs
     for rank, (first, second) in enumerate(zip(begun, gone_on, strict=True)):
         assert listed(second["seen"]) == expected(20, world=len(begun), rank=rank, accum=3)[30:]
         assert second["digest"] == first["digest"] == begun[0]["digest"]
+
+
+def test_a_checkpoint_of_a_divided_stream_goes_on_with_as_many_ranks_or_others(runs):
+    """Lightning keeps what rank 0 has, and that must be the shards of both."""
+    begun, gone_on, others = runs
+    for rank, (first, second) in enumerate(zip(begun, gone_on, strict=True)):
+        wanted = expected_divided(20, world=len(begun), rank=rank, accum=2)
+        assert listed(first["divided"]["seen"]) == wanted and listed(second["divided"]["seen"]) == wanted[20:]
+        assert second["divided"]["digest"] == first["divided"]["digest"]
+    assert len(others) == 3 - len(begun)
+    for rank, other in enumerate(others):
+        assert listed(other["seen"]) == expected_divided(20, world=len(others), rank=rank, accum=2)[20:]
 
 
 def test_with_ddp_a_loader_from_before_the_process_group_is_refused(runs):

@@ -1,6 +1,5 @@
 """A shuffle buffer of documents: the order of a naive buffer, and exact on resume wherever it was saved."""
 
-import hashlib
 import json
 
 import numpy as np
@@ -8,34 +7,11 @@ import pytest
 from delivery import some_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import naive_dealing
+from oracle import naive_buffer, naive_dealing
 from refusals import refused
 
 from slw_data import ConstantSchedule, SLWDataset, SLWLoader, StateError
 from slw_data.sources.streams import ShuffledStream, open_stream
-
-
-def naive_draw(key, place, count):
-    """SplitMix64 with whole numbers."""
-    mask = 2**64 - 1
-    state = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
-    state = (state + (place + 1) * 0x9E3779B97F4A7C15) & mask
-    state = ((state ^ state >> 30) * 0xBF58476D1CE4E5B9) & mask
-    state = ((state ^ state >> 27) * 0x94D049BB133111EB) & mask
-    return ((state ^ state >> 31) * count) >> 64
-
-
-def naive_buffer(docs, size, key):
-    """A list of waiting documents: the drawn one goes, the last one takes its place, and the next one read is added."""
-    source, waiting, found = [doc for doc in docs if doc], [], []
-    while source or waiting:
-        while source and len(waiting) < size:
-            waiting.append(source.pop(0))
-        slot = naive_draw(key, len(found), len(waiting))
-        found.append(waiting[slot])
-        waiting[slot] = waiting[-1]
-        waiting.pop()
-    return found
 
 
 def documents_of(blocks):

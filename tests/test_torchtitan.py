@@ -146,6 +146,36 @@ def test_another_data_parallel_degree_goes_on_by_the_loader_itself():
     assert listed(next(iter(one)))[0] == list(range(3 * 32, 4 * 32))
 
 
+def test_the_shards_of_a_divided_stream_have_keys_that_any_degree_finds():
+    """As torch.distributed.checkpoint does it: what both ranks have written is joined, and a rank asks for the keys it has."""
+    documents = [[100 * i + k for k in range(1 + i * 5 % 11)] for i in range(64)]
+
+    def of(rank, world):
+        options = {"num_shards": 4, "total_steps": 30, "dp_rank": rank, "dp_world_size": world}
+        return make(documents, DoublingSchedule(4, 8, warmup_steps=9, multiple_of=4), 64 // world, **options)
+
+    batches = {(rank, world): list(of(rank, world)) for world in (1, 2, 4) for rank in range(world)}
+    states = []
+    for rank in range(2):
+        loader = of(rank, 2)
+        assert same(list(itertools.islice(loader, 7)), batches[rank, 2][:7]) == 7
+        states.append(json.loads(json.dumps(loader.state_dict())))
+        assert list(states[rank]) == ["version", "dp_world_size", "divided"]
+        assert list(states[rank]["divided"]["shards"]) == [str(2 * rank), str(2 * rank + 1)]
+    shards = {**states[0]["divided"].pop("shards"), **states[1]["divided"].pop("shards")}
+    assert states[0] == states[1], "what is written by both"
+    joined = {**states[0], "divided": {**states[0]["divided"], "shards": shards}}
+    for rank, world in batches:
+        loader = of(rank, world)
+        wanted = loader.state_dict()
+        assert set(wanted) == set(joined) and set(wanted["divided"]) == set(joined["divided"])
+        assert set(wanted["divided"]["shards"]) <= set(shards)
+        loader.load_state_dict(joined)
+        assert same(list(loader), batches[rank, world][7:]) == 23
+    one_shard = {**joined, "divided": {**joined["divided"], "shards": {"0": shards["0"]}}}
+    refused(lambda: of(1, 2).load_state_dict(one_shard), "shards 2, 3 of 4", "only 0", error=StateError)
+
+
 def test_a_closed_loader_has_no_thread_and_keeps_its_state():
     loader = make(np.arange(10**6), ConstantSchedule(8), 16)
     before = threading.active_count()

@@ -11,6 +11,9 @@ document, and by them torchtitan keeps rows apart. What is ``repeat=True`` there
 data is read again as often as needed, and the warmup goes on. A run that ends is safe on several ranks, as all of them
 have the same number of batches.
 
+Of a divided stream (``num_shards``) the state has a key for each shard, which ``torch.distributed.checkpoint`` joins, so any
+number of ranks that divides ``num_shards`` goes on from it where a step ends.
+
 What was run: nothing of torchtitan itself, which is not a released package and changes quickly. Shapes, keys and
 refusals follow its source and tests of August 2026 as they were read, and are tested against values of those tests.
 """
@@ -29,6 +32,7 @@ from slw_data.loader import SLWLoader
 __all__ = ["TorchTitanLoader"]
 
 _VERSION = 1
+_DIVIDED = "divided"  # the state of a divided stream: the same on all ranks, but for the shards in it
 
 
 class TorchTitanLoader:
@@ -47,7 +51,7 @@ class TorchTitanLoader:
         self.loader = loader
         self._tokens = _tokens(loader.dataset)
         self._labels = "shift_labels" if loader.dataset.labels == "both" else "labels"
-        self._rank = f"dp_rank_{loader.dataset.dp_rank}"
+        self._rank = _DIVIDED if loader.dataset.run.divided else f"dp_rank_{loader.dataset.dp_rank}"
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         """Micro-batches from where the state stands."""
@@ -58,7 +62,7 @@ class TorchTitanLoader:
             yield {"input": flat["input_ids"], "positions": flat["position_ids"]}, flat[self._labels]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the last delivered micro-batch, under the name of this rank."""
+        """The state of the last delivered micro-batch, under the name of this rank; of a divided stream under "divided"."""
         return {
             "version": _VERSION,
             "dp_world_size": self.loader.dataset.dp_world_size,
@@ -67,14 +71,15 @@ class TorchTitanLoader:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where ``state_dict`` was saved; an empty one is the beginning. StateError, and no change, if it is of
-        another version or data-parallel degree, has nothing for this rank, or does not fit the loader."""
+        another version, has nothing for this rank, or does not fit the loader; or is of another data-parallel degree, unless
+        the stream is divided."""
         if not state_dict:
             return
         version, world = state_dict.get("version"), self.loader.dataset.dp_world_size
         if version != _VERSION:
             raise StateError(f"version must be {_VERSION}, which this slw_data reads, the saved state has {version!r}")
         saved = state_dict.get("dp_world_size")
-        if saved != world:
+        if saved != world and self._rank != _DIVIDED:
             raise StateError(
                 f"the data-parallel degree was {saved!r} and is {world}. Every rank's state is the same, so where a step has"
                 " as many rows as before, pass any rank's to loader.load_state_dict() of the SLWLoader"

@@ -11,8 +11,13 @@ import sys
 from collections.abc import Callable
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a process with threads should not be forked
+os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # the same of pyarrow
+os.environ["HF_HUB_OFFLINE"] = "1"  # all files are here
+
+import datasets  # noqa: F401, so that no child has to
 
 from tests.faults import checkpoints, determinism, kills, machine, scale, suites, topology, workers
+from tests.faults.runs import small_blocks
 from tests.faults.tally import Tally, table
 
 ROWS: dict[str, tuple[str, Callable[[Tally, bool], None]]] = {
@@ -40,6 +45,7 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="a few of each, in minutes")
     parser.add_argument("-k", metavar="NAME", choices=list(ROWS), help="one row only")
     arguments = parser.parse_args()
+    small_blocks()
     tallies = []
     for name, (what, row) in ROWS.items():
         if arguments.k in (None, name):

@@ -17,14 +17,16 @@ import torch
 import torch.distributed as dist
 
 from slw_data import SLWLoader, check_ranks_agree, save_state
+from slw_data.batch import divided
 from slw_data.batch.stored import StoreBatches
 from slw_data.delivery import checkpoint
 from slw_data.delivery.workers import WorkerChunks
 from slw_data.order.cutting import Dealer
 from slw_data.order.dealing import Window
+from slw_data.sources.streams import shuffled
 from tests.faults import zygote
 from tests.faults.ledger import verdict
-from tests.faults.runs import KINDS, Run, Trainer
+from tests.faults.runs import KINDS, Kept, Run, Trainer
 from tests.faults.tally import Tally
 
 LIMIT = 60  # seconds for a run that nobody kills
@@ -34,7 +36,7 @@ LIMIT = 60  # seconds for a run that nobody kills
 
 
 def at_any_time(tally: Tally, small: bool) -> None:
-    """R3: one run after the other, of each kind; a process of it lives for up to 60 ms and is killed."""
+    """R3: one run after the other, of each kind; a process of it lives for up to 60 ms (300 if it has files to open)."""
     rng, leaders = random.Random(3), set()
     with tally.folder() as parent:
         log, run = parent / "log.txt", Run(KINDS[0], steps=60)
@@ -43,7 +45,7 @@ def at_any_time(tally: Tally, small: bool) -> None:
             folder.mkdir(exist_ok=True)
             workers = 2 if rng.random() < 0.05 else 0
             pid = zygote.fork(log, train, run, folder, num_workers=workers, prefetch=rng.choice([0, 2]))
-            time.sleep(rng.uniform(0.005, 0.3 if workers else 0.06))
+            time.sleep(rng.uniform(0.005, 0.3 if workers or run.kind == "parquet" else 0.06))
             zygote.kill(pid)
             leaders.add(pid)
             if (folder / "finished 0").exists():
@@ -54,8 +56,8 @@ def at_any_time(tally: Tally, small: bool) -> None:
         check_remains(tally, leaders, log)
 
 
-def train(run: Run, folder: Path, **options: Any) -> None:
-    Trainer(run, folder, **options).train()
+def train(run: Run, folder: Path, every: int = 3, **options: Any) -> None:
+    Trainer(run, folder, **options).train(every)
 
 
 def finish(tally: Tally, run: Run, folder: Path, log: Path) -> None:
@@ -92,6 +94,8 @@ class Place:
 PLACES = {
     "before a store is read": Place(StoreBatches, "chunks", "before", kind="shuffled"),
     "before a stream is read": Place(Window, "pull", "before", kind="lanes"),
+    "mid-buffer": Place(shuffled._Documents, "next", "after", 50, kind="buffered"),
+    "shards put together": Place(divided, "_joined", "after", kind="divided"),
     "mid-carry": Place(Dealer, "cut", "after", 50, kind="lanes"),
     "after a yield": Place(Trainer, "delivered", "before", 6),
     "before the temporary file is written": Place(checkpoint, "_write", "before", 3, saves=True),
@@ -157,21 +161,25 @@ def killed_run(tally: Tally, run: Run, name: str, world: int, workers: int) -> N
         check_remains(tally, leaders, parent / "none" if world > 1 else log)
 
 
-def rank_of(run: Run, folder: Path, rank: int, world: int, workers: int, dies: Place | None, nth: int) -> None:
+def rank_of(
+    run: Run, folder: Path, rank: int, world: int, workers: int, dies: Place | None, nth: int, every: int = 3
+) -> None:
     if dies is not None:
         die_at(dies, nth)
     if world == 1:
-        return train(run, folder, num_workers=workers)
+        return train(run, folder, every, num_workers=workers)
     store = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=30))
-    trainer = Trainer(run, folder, rank, world, num_workers=workers)
+    trainer = Trainer(run, folder, rank, world, num_workers=run.workers(workers, world))
     check_ranks_agree(trainer.loader)
     for number in trainer.steps():
         at = torch.tensor([number])
         dist.all_reduce(at)  # as gradients: after it every rank has delivered this batch
         assert at.item() == world * number
-        if number % 3 == 0 and rank == 0:
-            save_state(trainer.path, trainer)
+        if number % every == 0:
+            kept = Kept(trainer.state_dict())
+            if rank == 0:
+                save_state(trainer.path, kept)
     dist.barrier()
     (folder / f"finished {rank}").touch()
     dist.destroy_process_group()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from slw_data import SLWDataset, SLWLoader, StagedSchedule, load_state, open_tokens, save_state
+from slw_data import SLWDataset, SLWLoader, StagedSchedule, gather_state, load_state, open_tokens, save_state
 from slw_data.batch.flat import IGNORE
 from slw_data.order.permutation import permute
+from slw_data.sources.streams import items, iterables, shuffled
 from tests.faults.ledger import PAD, Ledger
 from tests.oracle import (
     naive_batches,
+    naive_buffer,
     naive_circle,
     naive_dealing,
     naive_lane_positions,
@@ -28,28 +31,50 @@ from tests.oracle import (
     naive_packing,
     naive_pieces,
     naive_plan,
+    rows_of,
 )
 
-KINDS = ("file", "shuffled", "documents", "lanes", "segments", "buckets", "packed")
+DIVIDED = ("divided", "parquet")
+STREAMS = ("documents", "lanes", "buffered", *DIVIDED)
+KINDS = ("file", "shuffled", "documents", "lanes", "segments", "buckets", "packed", *STREAMS[2:])
 LENGTHS = (4, 8, 3, 6)  # of the four quarters of a run: they grow and shrink
 POWERS = (4, 8, 2, 8)  # the same, of the kind "buckets"
 NUM_LANES = 3  # of the kind "lanes"
+OF_A_SHARD = 2  # lanes of each shard, and rows that a step takes of it
+BUFFER = 11  # documents that wait
+
+
+def small_blocks() -> None:
+    """From now on a stream reads few documents at a time, so that runs as short as these go on from the middle of a pass."""
+    items.SequenceStream.block_items = iterables.IterableStream.block_items = 16
+    shuffled._ITEMS = 8
 
 
 class Documents:
-    """Documents of 1 to 24 tokens, which count up over all of them to ``size``."""
+    """Documents of 1 to ``longest`` tokens, which count up over all of them to ``size``."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, longest: int = 24) -> None:
+        self.size, self.longest = size, longest
 
     def __iter__(self) -> Iterator[np.ndarray]:
         start = 0
         for number in itertools.count():
-            stop = min(start + 1 + number * 7 % 24, self.size)
+            stop = min(start + 1 + number * 7 % self.longest, self.size)
             yield np.arange(start, stop)
             if stop == self.size:
                 return
             start = stop
+
+
+class Parts:
+    """Documents of 1 to 23 tokens as a function of a shard, which has every ``num_shards``-th of them. 23 is prime, so no
+    shard has documents of one length alone."""
+
+    def __init__(self, size: int) -> None:
+        self.documents = Documents(size, 23)
+
+    def __call__(self, shard: int, num_shards: int) -> Iterator[np.ndarray]:
+        return itertools.islice(self.documents, shard, None, num_shards)
 
 
 class Indexed:
@@ -95,18 +120,36 @@ class Run:
         return (taken + taken // 8 + 400 * self.rows) * (3 if self.kind == "buckets" else 1)  # a bucket has a part of them
 
     @property
+    def num_shards(self) -> int:
+        """1: this kind is not divided."""
+        return self.rows // OF_A_SHARD if self.kind in DIVIDED else 1
+
+    def workers(self, wanted: int, world: int = 1) -> int:
+        """``wanted``, or as many as a rank has shards."""
+        return min(wanted, self.num_shards // world) if self.kind in DIVIDED else wanted
+
+    @property
     def options(self) -> dict[str, Any]:
         shuffled = {"shuffle": True, "seed": self.seed}
+        buffered = {"shuffle_buffer": BUFFER, "seed": self.seed}
+        divided = {"num_shards": self.num_shards, "num_lanes": OF_A_SHARD}
         return {
             "shuffled": shuffled,
             "lanes": {"num_lanes": NUM_LANES},
             "segments": {**shuffled, "mode": "segment", "pad_id": PAD, "num_lanes": 4 * NUM_LANES},
             "buckets": {**shuffled, "mode": "buckets"},
             "packed": {**shuffled, "mode": "pack", "pad_id": PAD},
+            "buffered": {**buffered, "num_lanes": NUM_LANES},
+            "divided": divided,
+            "parquet": {**divided, **buffered, "mode": "segment", "pad_id": PAD},
         }.get(self.kind, {})
 
     def source(self, folder: Path) -> Any:
-        if self.kind in ("documents", "lanes"):
+        if self.kind == "divided":
+            return list(Parts(self.size).documents) if self.seed % 2 else Parts(self.size)
+        if self.kind == "parquet":
+            return self._parquet(folder)
+        if self.kind in STREAMS:
             return Documents(self.size)
         path = folder / f"{self.size}.bin"
         if not path.exists():  # two ranks may come here at once, and be killed: it is there whole, or not
@@ -114,6 +157,25 @@ class Run:
             np.arange(self.size, dtype=np.uint32).tofile(part)
             part.rename(path)  # os.replace is a place to be killed at
         return self.over(open_tokens(path, dtype="uint32"))
+
+    def _parquet(self, folder: Path) -> Any:
+        """A Hugging Face stream of a file for each shard, of several row groups."""
+        import datasets
+        import pyarrow.parquet
+
+        path = folder / f"{self.size} in {self.num_shards}"
+        if not path.exists():  # as above
+            part = path.with_suffix(f".{os.getpid()}")
+            part.mkdir()
+            for shard in range(self.num_shards):
+                table = pyarrow.table({"input_ids": list(Parts(self.size)(shard, self.num_shards))})
+                pyarrow.parquet.write_table(table, part / f"{shard:02}.parquet", row_group_size=16)
+            try:
+                part.rename(path)
+            except OSError:  # the other rank was first
+                shutil.rmtree(part)
+        files = sorted(map(str, path.glob("*.parquet")))
+        return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
 
     def over(self, tokens: Any) -> Any:
         """A store of the tokens, with its documents where the kind needs them."""
@@ -134,7 +196,13 @@ class Run:
 
     def expected(self, number: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """ids and labels of the ``number``-th micro-batch of a rank."""
-        ids, labels = (np.array_split(part, world)[rank] for part in _expected(self)[number])
+        if self.kind not in DIVIDED:
+            ids, labels = (np.array_split(part, world)[rank] for part in _expected(self)[number])
+            return ids, labels
+        step, batch = divmod(number, self.accum)  # a rank's rows of a step follow each other
+        whole = _expected(self)[step * self.accum : (step + 1) * self.accum]
+        parts, place = world * self.accum, rank * self.accum + batch
+        ids, labels = (np.split(np.concatenate(of), parts)[place] for of in zip(*whole, strict=True))
         return ids, labels
 
 
@@ -169,9 +237,12 @@ def _rows(run: Run) -> list[np.ndarray]:
     """The micro-batches of all ranks, with the token that follows each row (IGNORE: none)."""
     shape = {"grad_accum_steps": run.accum, "world_size": 1}
     plan = naive_plan(run.schedule, total_steps=run.steps, batch_size=run.rows // run.accum, **shape)
-    if run.kind in ("documents", "lanes"):
+    if run.kind in DIVIDED:
+        found = _of_shards(run, plan)
+    elif run.kind in STREAMS:
         documents = (document.tolist() for document in Documents(run.size))
-        found, _ = naive_dealing(documents, plan, num_lanes=NUM_LANES if run.kind == "lanes" else 1, **shape)
+        dealt = naive_buffer(documents, BUFFER, (run.seed, 0, 0)) if run.kind == "buffered" else documents
+        found, _ = naive_dealing(dealt, plan, num_lanes=1 if run.kind == "documents" else NUM_LANES, **shape)
     elif run.kind == "segments":
         documents = [document.tolist() for document in Documents(run.size)]
         order = permute(np.arange(len(documents)), len(documents), (run.seed, 0)).tolist()
@@ -191,6 +262,25 @@ def _rows(run: Run) -> list[np.ndarray]:
     return [np.array([[IGNORE if p is None else p for p in row] for row in batch], np.int64) for batch in rows]
 
 
+def _of_shards(run: Run, plan: Any) -> list[list[list[list[Any]]]]:
+    """Each shard dealt alone; a step has the rows of the first shard, then those of the second, and so on."""
+    shards = []
+    for number in range(run.num_shards):
+        documents = [document.tolist() for document in Parts(run.size)(number, run.num_shards)]
+        alone = [(length, OF_A_SHARD) for length, *_ in plan]
+        if run.kind == "parquet":
+            dealt = naive_buffer(documents, BUFFER, (run.seed, number, 0))
+            found, _ = naive_dealing(dealt, alone, num_lanes=OF_A_SHARD, mode="segment")
+        else:
+            found, _ = naive_dealing(documents, alone, num_lanes=OF_A_SHARD)
+        shards.append(found)
+    steps = []
+    for of_shards, (length, rows, _) in zip(zip(*shards, strict=True), plan, strict=True):
+        step = [row + [None] * (length + 1 - len(row)) for row in rows_of(of_shards)]
+        steps.append([[step[i : i + rows]] for i in range(0, len(step), rows)])
+    return steps
+
+
 def _from_buckets(run: Run, plan: Any) -> list[list[list[list[Any]]]]:
     """Each bucket's pieces, permuted, one after the other."""
     lengths = sorted(set(POWERS))
@@ -200,6 +290,19 @@ def _from_buckets(run: Run, plan: Any) -> list[list[list[list[Any]]]]:
         pieces = buckets[length]
         queues[length] = iter([pieces[i] for i in permute(np.arange(len(pieces)), len(pieces), (run.seed, number)).tolist()])
     return [[[[next(queues[length]) for _ in range(rows)]] for _ in range(run.accum)] for length, rows, *_ in plan]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A state that is there already, to be saved."""
+
+    state: dict[str, Any]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError
 
 
 class Trainer:
@@ -220,7 +323,8 @@ class Trainer:
         return self.folder / "state.json"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"number": self.number, "data": self.loader.state_dict()}
+        """Of a divided run with those of all ranks, which have to come here together."""
+        return {"number": self.number, "data": gather_state(self.loader)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loader.load_state_dict(state["data"])

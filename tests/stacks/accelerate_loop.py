@@ -12,17 +12,18 @@ import torch._dynamo  # the first optimizer would import it, in each process
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from forked import in_worlds
-from stack import LONG, ROWS, SHORT, TOKENS, VOCAB, WARMUP, main
+from stack import DIVIDED, LONG, OF_STEP, ROWS, SHORT, TOKENS, VOCAB, WARMUP, main, part
 from torch.utils.data import DataLoader
 
 sys.path.append(str(Path(__file__).parents[2]))  # the checkout that this file is of, where it is not installed
 from slw_data import LinearSchedule, SLWDataset, SLWLoader
+from slw_data.integrations.accelerate import GatheredState
 
 SCHEDULE = LinearSchedule(SHORT, LONG, warmup_steps=WARMUP, multiple_of=4)
 
 
-def dataset(source=TOKENS, accum=1, **options):
-    return SLWDataset(source, SCHEDULE, batch_size=ROWS, grad_accum_steps=accum, total_steps=20, **options)
+def dataset(source=TOKENS, accum=1, batch_size=ROWS, **options):
+    return SLWDataset(source, SCHEDULE, batch_size=batch_size, grad_accum_steps=accum, total_steps=20, **options)
 
 
 class Model(torch.nn.Module):
@@ -90,6 +91,22 @@ def run(accum=1, workers=0, folder=None, until=20, resume=False, stateful=False)
         accelerator.save_state(folder)
     files = sorted(path.name for path in Path(folder).glob("custom*")) if folder else []
     return {"same": same is loader, "seen": seen, "parameters": digest(model), "files": files}
+
+
+def divided(folder, until=20, workers=0, resume=False, gathered=True):
+    """The same on a divided stream: with the shards of all ranks in the one state that Accelerate keeps, or of rank 0 alone."""
+    accelerator = Accelerator(cpu=True)
+    set_seed(accelerator.process_index)
+    rows = OF_STEP // accelerator.num_processes
+    loader = SLWLoader(dataset(part, batch_size=rows, **DIVIDED), num_workers=workers)
+    model, wrapped, optimizer, same = prepared(loader, accelerator)
+    accelerator.register_for_checkpointing(GatheredState(loader) if gathered else loader)
+    if resume:
+        accelerator.load_state(folder)
+    seen = train(loader, accelerator, model, wrapped, optimizer, until)
+    if until < 20:
+        accelerator.save_state(folder)
+    return {"same": same is loader, "seen": seen, "parameters": digest(model)}
 
 
 def wrong(workers=0, **options):

@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).parents[2]))  # the checkout that this file i
 from slw_data import (
     ConstantSchedule,
     DataError,
+    DoublingSchedule,
     LinearSchedule,
     SLWDataset,
     SLWLoader,
@@ -26,6 +27,7 @@ from slw_data import (
     save_state,
 )
 from slw_data.integrations.accelerate import GatheredState
+from slw_data.integrations.torchtitan import TorchTitanLoader
 
 opened: list[str] = []
 
@@ -38,11 +40,15 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 
 
-def loader(folder, steps, num_workers=0):
+def streamed(folder):
     import datasets
 
     files = sorted(str(path) for path in Path(folder).glob("*.parquet"))
-    rows = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
+    return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
+
+
+def loader(folder, steps, num_workers=0):
+    rows = streamed(folder)
     opened.clear()  # the files were looked at to find what columns they have
     world = dist.get_world_size()
     schedule = LinearSchedule(4, 12, warmup_steps=6, multiple_of=4)
@@ -76,6 +82,21 @@ def resume(folder, steps, saved, way, **_):
     else:
         GatheredState(one).load_state_dict(json.loads(Path(f"{folder}/whole{saved}.json").read_text()))
     return [batch["input_ids"].tolist() for batch in one]
+
+
+def titan(folder, steps, save=None, saved=None, **_):
+    """As torchtitan trains: the batches of this rank, saved after ``save`` of them; or from what ``saved`` ranks have."""
+    options = {"labels": "shifted", "extras": ("position_ids",), "total_steps": steps, "num_shards": 8}
+    schedule, world = DoublingSchedule(4, 8, warmup_steps=16, multiple_of=4), dist.get_world_size()
+    dataset = SLWDataset(streamed(folder), schedule, tokens_per_batch=128 // world, **options)
+    one, batches = TorchTitanLoader(check_ranks_agree(SLWLoader(dataset, prefetch=0))), []
+    if saved is not None:
+        dcp.load({"dataloader": one}, checkpoint_id=f"{folder}/titan{saved}")
+    for tokens, labels in one:
+        batches.append([tokens["input"].tolist(), labels.tolist()])
+        if one.loader.step == save:
+            dcp.save({"dataloader": one}, checkpoint_id=f"{folder}/titan{world}")
+    return batches
 
 
 class Shuffled:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from forked import in_worlds
-from stack import LONG, ROWS, SHORT, TOKENS, VOCAB, WARMUP, main
+from stack import DIVIDED, LONG, OF_STEP, ROWS, SHORT, TOKENS, VOCAB, WARMUP, main, part
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -233,6 +233,19 @@ def sharded(folder, resume=False, swap=False):
     seen = watch(trainer)
     trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-3" if resume else None)
     return [ids for _, _, ids in seen], sorted(path.name for path in Path(folder, "checkpoint-3").glob("slw*"))
+
+
+def divided(folder, accum=1, workers=0, resume=False):
+    """Train 20 steps with dropout on a divided stream and save at 10, or from there to the end on any number of ranks."""
+    args = arguments(folder, gradient_accumulation_steps=accum, learning_rate=0.01, save_strategy="steps", save_steps=10)
+    args = arguments(folder, gradient_accumulation_steps=accum, learning_rate=0.01) if resume else args
+    rows = OF_STEP // args.world_size // accum
+    loader = SLWLoader(dataset(part, accum=accum, batch_size=rows, **DIVIDED), num_workers=workers)
+    trainer = SLWTrainer(gpt2(), args, train_dataset=loader)
+    seen = watch(trainer)
+    trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-10" if resume else None)
+    path = Path(folder, "checkpoint-10", "slw_data.json")
+    return {"seen": seen, "parameters": digest(trainer.model), "shards": list(json.loads(path.read_text())["shards"])}
 
 
 def sft(folder, extras=("position_ids",), resume=False):

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
-from stack import LONG, ROWS, SHORT, SHORT_RUNS, TOKENS, VOCAB, WARMUP, main
+from stack import DIVIDED, LONG, OF_STEP, ROWS, SHORT, SHORT_RUNS, TOKENS, VOCAB, WARMUP, main, part
 from torch.nn import functional as F
 
 from slw_data import LinearSchedule, SLWDataset, SLWLoader
@@ -52,7 +52,8 @@ class Model(L.LightningModule):
 
 
 def make_loader(source=TOKENS, workers=0, **options):
-    return SLWLoader(SLWDataset(source, SCHEDULE, batch_size=ROWS, labels="shifted", **options), num_workers=workers)
+    options = {"batch_size": ROWS, "labels": "shifted", **options}
+    return SLWLoader(SLWDataset(source, SCHEDULE, **options), num_workers=workers)
 
 
 class Data(L.LightningDataModule):
@@ -64,6 +65,18 @@ class Data(L.LightningDataModule):
 
     def train_dataloader(self):
         return make_loader(workers=self.workers, grad_accum_steps=self.accum, total_steps=STEPS)
+
+
+class Divided(L.LightningDataModule):
+    """A divided stream, with as many rows in a step on any number of ranks."""
+
+    def __init__(self, workers=0):
+        super().__init__()
+        self.workers = workers
+
+    def train_dataloader(self):
+        rows = OF_STEP // WORLD // 2
+        return make_loader(part, self.workers, batch_size=rows, grad_accum_steps=2, total_steps=STEPS, **DIVIDED)
 
 
 def fit(data, *, module=Model, with_logger=True, save=None, load=None, logger=False, **options):
@@ -96,13 +109,24 @@ def begin(at):
     if WORLD > 1:
         found["made early"] = message(fit, early, max_steps=1)
     whole = fit(Data(0, 3), max_steps=STEPS, accumulate_grad_batches=3, save=(at, STOP))
-    return {**found, "digest": whole.digest()}
+    divided = fit(Divided(), max_steps=STEPS, accumulate_grad_batches=2, save=(f"{at} divided", STOP))
+    return {**found, "digest": whole.digest(), "divided": {"seen": divided.seen, "digest": divided.digest()}}
 
 
 def go_on(at):
     """In other processes, with another number of workers."""
     options = {"save": (at, STOP), "load": f"{at}/step={STOP}.ckpt"}
     model = fit(Data(2, 3), max_steps=STEPS, accumulate_grad_batches=3, **options)
+    return {"seen": model.seen, "digest": model.digest(), "divided": divided(at, workers=2)}
+
+
+def divided(at, workers=0):
+    """From the checkpoint of a divided stream, whatever the number of ranks that saved it. (A copy of it: a resumed run that
+    accumulates saves the step that it begins at once more, under the same name, after its first batch.)"""
+    model = fit(
+        Divided(workers), max_steps=STEPS, accumulate_grad_batches=2, save=(f"{at} divided", STOP),
+        load=f"{at} kept.ckpt",
+    )  # fmt: skip
     return {"seen": model.seen, "digest": model.digest()}
 
 
@@ -116,7 +140,7 @@ def message(function, *arguments, **options):
 
 def act(name, **options):
     try:
-        return {"begin": begin, "go_on": go_on}[name](**options)
+        return {"begin": begin, "go_on": go_on, "divided": divided}[name](**options)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
