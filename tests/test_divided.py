@@ -165,6 +165,11 @@ def test_what_cannot_be_divided_is_refused_with_what_to_write():
             error=ValueError)  # fmt: skip
     of_four = {"batch_size": 3, "grad_accum_steps": 1, "world_size": 4}  # 6 would divide the rows, and not fit the ranks
     refused(lambda: make(shape=of_four, num_shards=8), "must divide the 12 rows", "num_shards=4", error=ScheduleError)
+    growing = {"batch_size": StagedSchedule([8, 12], [2]), "grad_accum_steps": 1, "world_size": 1}
+    refused(lambda: make(shape=growing, num_shards=8), "12 rows of step 2", "num_shards=4", error=ScheduleError)
+    make(shape=growing, num_shards=4)
+    odd = {"batch_size": StagedSchedule([3, 4], [2]), "grad_accum_steps": 1, "world_size": 1}
+    refused(lambda: make(shape=odd, num_shards=3), "4 rows of step 2", "other batch sizes", error=ScheduleError)
     refused(lambda: make(total_steps=None, epochs=2), "total_steps or total_tokens", error=ValueError)
     refused(lambda: make(sharded=True), "sharded=True", error=ValueError)
     refused(lambda: make(iter(docs)), "one part", "source(shard, num_shards)", error=DataError)
