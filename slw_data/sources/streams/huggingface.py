@@ -207,6 +207,7 @@ class HuggingFaceStream:
     def _private(self, epoch: int) -> Any:
         """The dataset with counters of its own, so that two iterators, or the user's and ours, do not meet."""
         source = copy.copy(self.source)
+        source.__dict__ = dict(vars(self.source))  # the copy shares it, so what is set here would be set there too
         source._ex_iterable = _copied(source._ex_iterable)
         if source.features is not None:
             source._ex_iterable = _typed(source._ex_iterable, source.features)
