@@ -96,7 +96,8 @@ class HuggingFaceStream:
 
     def shard(self, index: int, num_shards: int) -> "HuggingFaceStream":
         """Some of the dataset's own shards."""
-        return replace(self, source=self.source.shard(num_shards=num_shards, index=index))
+        part = self.source.shard(num_shards=num_shards, index=index)
+        return replace(self, source=part, name=f"shard {index} of {num_shards} of {self.name}")
 
     @property
     def not_exact(self) -> str | None:
