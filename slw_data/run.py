@@ -530,6 +530,9 @@ def _flat(
     known = not isinstance(source, Stores) or source.documents is not None or form.eos_id is not None
     jumps = isinstance(order, StoreOrder) and order.may_jump
 
+    inside = jumps or (known and form.mode != "buckets")  # documents begin within rows
+    countable = not inside or (isinstance(source, Stores) and isinstance(order, StoreOrder) and not ranks.sharded)
+
     def count(rest: Rest) -> int:
         if not isinstance(source, Stores):
             raise _uncounted(f"{source.name} is a stream")
@@ -539,7 +542,7 @@ def _flat(
             raise _uncounted("with sharded=True no rank has the documents of the others")
         return most_sequences(order, source.bounds if known else None, windows, rest)
 
-    return flat_row(form, plan, windows, jumps or (known and form.mode != "buckets"), count)
+    return flat_row(form, plan, windows, inside, count, countable)
 
 
 def _uncounted(why: str) -> ValueError:

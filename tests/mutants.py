@@ -276,8 +276,8 @@ FAULTS = [
     (
         "labels not moved across the cut",
         "batch/form.py",
-        'parts["next"] = (target, 1)',
-        'parts["next"] = (target, 0)',
+        'parts[NEXT] = (target, 1)',
+        'parts[NEXT] = (target, 0)',
         "dataset",
     ),
     (

@@ -180,6 +180,9 @@ def test_what_makes_no_sense_is_refused_in_words():
     refused(lambda: BucketSchedule([4, 6]), "multiple", "(4, 6)")
     refused(lambda: BucketSchedule([4, 8], weights=[1]), "2 lengths", "[1]")
     refused(lambda: BucketSchedule([4, 8], weights=[1, 0]), "above 0", "[1, 0]")
+    for steps in ((2,), (2, -3), (0, 0), (2, 1.5), (2, True)):
+        refused(lambda steps=steps: BucketSchedule([4, 8], steps=steps), "steps", "2 lengths", repr(steps))
+    refused(lambda: BucketSchedule([4, 8], steps="ab"), "steps", "'ab'", error=TypeError)
     refused(lambda: loader_of(source, BucketSchedule([64]), batch_size=1), "too few documents", error=DataError)
     loader = loader_of(source, LinearSchedule(2, 4, warmup_steps=2, multiple_of=2), batch_size=1, total_steps=4)
     assert [len(batch["input_ids"][0]) for batch in loader] == [2, 2, 4, 4]

@@ -45,6 +45,34 @@ def test_the_order_of_columns_is_no_part_of_a_run(mode):
     assert sources(("input_ids", "labels")) != sources(("input_ids", "mask"))
 
 
+@pytest.mark.parametrize("labels", ["shifted", "both"])
+def test_a_column_may_be_called_next(labels):
+    source = {"input_ids": np.arange(9), "next": np.full(9, 7)}
+    batch = next(iter(SLWDataset(source, ConstantSchedule(4), batch_size=2, columns=("input_ids", "next"), labels=labels)))
+    assert batch["next"].tolist() == [[7] * 4] * 2
+    assert batch["labels" if labels == "shifted" else "shift_labels"].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("shift_labels", {"labels": "both"}),
+        *((extra, {"extras": (extra,)}) for extra in ("position_ids", "document_ids", "step")),
+        ("window_ids", {"extras": ("window_ids",), "mode": "window"}),
+        *((name, {"extras": ("cu_seq_lens",)}) for name in ("position_ids", "cu_seq_lens_q", "max_length_k")),
+    ],
+)
+def test_a_column_that_the_batch_would_have_twice_is_refused(name, options):
+    source = {"input_ids": np.arange(9), name: np.full(9, 7)}
+
+    def make(columns=("input_ids", name), **options):
+        return SLWDataset(source, ConstantSchedule(4), tokens_per_batch=8, columns=columns, eos_id=3, **options)
+
+    refused(lambda: make(**options), repr(name), "columns", "leave it out", error=ValueError)
+    make(**{**options, "columns": ("input_ids",)})
+    assert next(iter(make()))[name].tolist() == [[7] * 4] * 2
+
+
 def test_two_columns_that_know_other_documents_are_refused_behind_one_that_knows_none():
     masks = Dataset.from_dict({"mask": [[1, 1], [1] * 7]})
     ids = Dataset.from_dict({"input_ids": ROWS})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracle import batches_of, naive_dealing, naive_plan, naive_tensors, rows_of
 from refusals import refused
 
-from slw_data import ConstantSchedule, DataError, ScheduleError, SLWLoader, StagedSchedule, StateError
+from slw_data import ConstantSchedule, DataError, ScheduleError, SLWDataset, SLWLoader, StagedSchedule, StateError
 from slw_data.batch.building import LABELS
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -165,11 +165,22 @@ def test_what_cannot_be_divided_is_refused_with_what_to_write():
             error=ValueError)  # fmt: skip
     of_four = {"batch_size": 3, "grad_accum_steps": 1, "world_size": 4}  # 6 would divide the rows, and not fit the ranks
     refused(lambda: make(shape=of_four, num_shards=8), "must divide the 12 rows", "num_shards=4", error=ScheduleError)
+    growing = {"batch_size": StagedSchedule([8, 12], [2]), "grad_accum_steps": 1, "world_size": 1}
+    refused(lambda: make(shape=growing, num_shards=8), "12 rows of step 2", "num_shards=4", error=ScheduleError)
+    make(shape=growing, num_shards=4)
+    odd = {"batch_size": StagedSchedule([3, 4], [2]), "grad_accum_steps": 1, "world_size": 1}
+    refused(lambda: make(shape=odd, num_shards=3), "4 rows of step 2", "other batch sizes", error=ScheduleError)
     refused(lambda: make(total_steps=None, epochs=2), "total_steps or total_tokens", error=ValueError)
     refused(lambda: make(sharded=True), "sharded=True", error=ValueError)
     refused(lambda: make(iter(docs)), "one part", "source(shard, num_shards)", error=DataError)
     refused(lambda: make(lambda: iter(docs)), "one part", error=DataError)
     refused(lambda: SLWLoader(make(), num_workers=3), "num_workers=3", "this rank has 2", error=DataError)
+
+
+@pytest.mark.parametrize("source", [[[1, 2, 3]] * 2, Counted([[1, 2, 3]] * 2)])
+def test_a_shard_without_documents_is_named(source):
+    dataset = SLWDataset(source, ConstantSchedule(2), batch_size=4, total_steps=4, num_shards=4, shuffle_buffer=2)
+    refused(lambda: list(dataset), "shard 2 of 4 of", "no tokens in pass 0", error=DataError)
 
 
 def test_states_that_do_not_belong_together_are_refused():

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -246,7 +247,8 @@ def test_a_batch_with_too_many_documents_is_refused_after_those_before_it(num_wo
         for batch in loader:
             delivered.append(batch)
 
-    refused(read, "max_documents=3", "batch 0 of step 2", "has 20", "max_documents=20", "'plan'", error=DataError)
+    said = refused(read, "max_documents=3", "batch 0 of step 2", "has 20", "max_documents=20", error=DataError)
+    assert ("'plan'" in said) is stored  # of a stream it would be refused
     assert len(delivered) == 4 and (loader.step, loader.state_dict()["batch"]) == (2, 0)
     whole = list(SLWDataset(source, ConstantSchedule(10), max_documents=20, **options))
     assert len(whole) == 8
@@ -292,6 +294,14 @@ def test_bounds_that_cannot_be_are_refused():
     value_error(make(max_documents=4), "max_documents=4", "5 rows", "max_documents=5")  # 4 rows and the rest
     windowed = {"mode": "window", "schedule": StagedSchedule([2, 4], [3])}
     value_error(make(max_documents=8, **windowed), "max_documents=8", "9 rows", "windows")
+    assert "max_documents='plan'" in refused(make(max_documents=4), error=ValueError)
+    pairs = Documented(range(1, 101), range(0, 100, 2))
+    for why in ({"source": [[1, 2]] * 50}, {"source": pairs, "mode": "pack", "pad_id": 0}):
+        assert "'plan'" not in refused(make(max_documents=4, **why), "max_documents=5", error=ValueError)
+        full = make(max_documents=5, **why)()
+        assert "'plan'" not in refused(partial(list, full), "write max_documents=", error=DataError)
+    value_error(make(max_documents=2**31, flat_multiple_of=3), "2^31 - 1", "max_documents=2147483648", "flat_multiple_of=3")
+    value_error(make(max_documents=2**31), "2^31 - 1", "max_documents=2147483648")
     refused(make(max_documents=0), "max_documents (or 'plan')", "0")
     refused(make(max_documents="most"), "max_documents (or 'plan')", "'most'")
     refused(make(flat_multiple_of=0), "flat_multiple_of", "0")

@@ -54,6 +54,13 @@ def test_a_tensor_reads_like_a_list(tokens, dtype, seed):
     assert_reads_like(open_tokens(torch.tensor(tokens, dtype=getattr(torch, dtype))), tokens, seed)
 
 
+def test_a_store_of_ones_own_without_tokens_is_refused_in_words():
+    with pytest.raises(DataError, match="counting holds no tokens"):
+        open_tokens(Counting(0))
+    with pytest.raises(DataError, match="counting holds no tokens"):
+        open_tokens(Counting(0), vocab_size=9)
+
+
 def test_arrays_and_tensors_are_not_copied():
     array, tensor = np.arange(5), torch.arange(5)
     stores = open_tokens(array), open_tokens(tensor)

@@ -174,6 +174,16 @@ def test_the_users_dataset_is_left_as_it_was():
     assert [first, *mine] == list(rows())
 
 
+@pytest.mark.parametrize("chain", CHAINS)
+def test_reading_leaves_the_chain_of_the_users_dataset_as_it_was(chain):
+    dataset = CHAINS[chain]()
+    before, fields = open_stream(dataset).fingerprint, dict(vars(dataset))
+    for epoch in range(2):
+        next(open_stream(dataset).blocks(epoch))
+    assert vars(dataset)["_ex_iterable"] is fields["_ex_iterable"]
+    assert vars(dataset).keys() == fields.keys() and open_stream(dataset).fingerprint == before
+
+
 def test_two_iterators_of_one_stream_do_not_meet():
     stream = open_stream(rows().map(plus_one))
     expected = [(block.position, documents_in(block)) for block in stream.blocks(0)]

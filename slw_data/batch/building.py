@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from slw_data.batch.chunk import CHUNK_TOKENS, Array, Chunk, place
+from slw_data.batch.chunk import CHUNK_TOKENS, NEXT, Array, Chunk, place
 from slw_data.batch.flat import IGNORE, FlatRow, Ints, Marks
 from slw_data.errors import DataError
 from slw_data.plan.windows import Windows
@@ -48,7 +48,8 @@ class BatchBuilder:
 
         DataError for a batch with too many sequences for its flat row, after those before it."""
         parts = self._values(chunk)
-        steps, shape, sound = parts.pop("step", None), (chunk.rows, chunk.length), len(chunk.numbers)
+        steps = parts.pop("step") if "step" in self.extras else None  # else it is a column
+        shape, sound = (chunk.rows, chunk.length), len(chunk.numbers)
         if self.flat is not None:
             begins = self._begins(chunk)
             sound = self.flat.sound(begins)
@@ -78,7 +79,7 @@ class BatchBuilder:
         if self.labels in ("unshifted", "both"):
             values["labels"] = self._target(chunk, "labels", self._valid(chunk))
         if self.labels in ("shifted", "both"):
-            values["labels" if self.labels == "shifted" else "shift_labels"] = self._target(chunk, "next", chunk.valid_next)
+            values["labels" if self.labels == "shifted" else "shift_labels"] = self._target(chunk, NEXT, chunk.valid_next)
         if self.masked and chunk.valid is not None:
             values["attention_mask"] = chunk.view(chunk.valid)
         for name in self.columns:
@@ -155,8 +156,8 @@ class BatchBuilder:
         count = int(self.flat.counts(begins[number : number + 1])[0])
         return DataError(
             f"a flat row has at most max_documents={self.flat.most} sequences, documents and the rest among them, and batch"
-            f" {batch} of step {step} has {count}: write max_documents={count} or more, or max_documents='plan', which counts"
-            " those of the whole run"
+            f" {batch} of step {step} has {count}: write max_documents={count} or more"
+            + (", or max_documents='plan', which counts those of the whole run" if self.flat.countable else "")
         )
 
 

@@ -18,11 +18,12 @@ from slw_data.order.dealing import Mark
 from slw_data.order.position import Order, Position
 from slw_data.plan import SequenceLengthPlan, ShardPlan, Stage
 
-__all__ = ["CHUNK_TOKENS", "Array", "Batches", "Chunk", "Mark", "batches_from", "chunked", "place"]
+__all__ = ["CHUNK_TOKENS", "NEXT", "Array", "Batches", "Chunk", "Mark", "batches_from", "chunked", "place"]
 
 Array = npt.NDArray[Any]
 
 CHUNK_TOKENS = 1 << 18  # of all tensors together; enough to spread the cost of a call, and in the cache: 2 MiB of int64
+NEXT = "the token after each"  # where a column would be, the tokens one further on: a column may be called "next"
 SPAN_BATCHES = 1024  # as far as a schedule that is only a callable is asked ahead
 
 
@@ -30,7 +31,7 @@ SPAN_BATCHES = 1024  # as far as a schedule that is only a callable is asked ahe
 class Chunk:
     """Batches ``numbers`` of ``stage`` (counted from its start, on one rank).
 
-    ``columns`` are arrays of their tokens: the parallel columns, and as "next" the tokens one further on, for labels.
+    ``columns`` are arrays of their tokens: the parallel columns, and as ``NEXT`` the tokens one further on, for labels.
     An array has shape (runs, width), in the order of the batches; or, ``by_lane``, run i has the i-th row of each cycle of
     runs. ``valid`` (of the tokens) and ``valid_next`` are False where there is no token (padding, the end of the data),
     ``starts`` is True where a document begins; None means all, all and none. ``after[i]`` is the position of a stream once

@@ -49,12 +49,14 @@ class FlatRow:
         most: sequences of a row at most, the rest among them; None: as many as there are.
         multiple_of: each sequence is padded to a multiple of so many tokens.
         pad_id: the token of padding, and of the rest.
+        countable: whether ``max_documents="plan"`` could find ``most``.
     """
 
     tokens: int
     most: int | None = None
     multiple_of: int = 1
     pad_id: int = 0
+    countable: bool = True
 
     def counts(self, begins: Marks) -> Ints:
         """Sequences of each batch, int64 (batches,). ``begins``, (batches, rows, length), is True where one begins."""

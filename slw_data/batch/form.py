@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 from slw_data.arguments import choice, flag, integer, names, token_id
 from slw_data.batch.building import EXTRAS, LABELS
+from slw_data.batch.chunk import NEXT
 
 __all__ = ["MODES", "Form"]
 
 MODES = ("stream", "segment", "truncate", "buckets", "pack", "window")
 _OF_WINDOWS = ("window_ids", "position_ids", "cu_seq_lens")  # extras that tell windows apart
+_OF_FLAT = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # what flat rows bring along
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Form:
             object.__setattr__(self, name, value)
         if "input_ids" not in self.columns:
             raise ValueError(f"columns must hold 'input_ids', got {self.columns}")
+        self._check_names()
         self._check_mode()
         self._check_flat()
 
@@ -88,8 +91,20 @@ class Form:
         if self.labels in ("unshifted", "both"):
             parts["labels"] = (target, 0)
         if self.labels in ("shifted", "both"):
-            parts["next"] = (target, 1)
+            parts[NEXT] = (target, 1)
         return parts
+
+    def _check_names(self) -> None:
+        """Columns that the batch would have twice."""
+        made = dict.fromkeys((*self.extras, *(_OF_FLAT if self.flat else ())), f"extras={self.extras}")
+        if self.labels == "both":
+            made["shift_labels"] = "labels='both'"
+        for name in self.columns:
+            if name in made:
+                raise ValueError(
+                    f"{name!r} is one of columns={self.columns}, and a batch with {made[name]} makes its own: leave it out"
+                    " there, or give the column another name"
+                )
 
     def _check_mode(self) -> None:
         """Options that the mode has no use for, or that it lacks."""

@@ -25,6 +25,7 @@ from slw_data.plan.windows import Windows
 
 __all__ = ["Rest", "flat_row", "most_sequences"]
 
+_LARGEST = 2**31 - 1  # of int32
 _COUNTED_TOKENS = 1 << 24  # of the batches whose spans are looked up at once
 
 Rest = Callable[[Stage], bool]  # whether the batches of a stage leave a rest
@@ -36,9 +37,10 @@ def flat_row(
     windows: Windows | None,
     documents: bool,
     count: Callable[[Rest], int],
+    countable: bool,
 ) -> FlatRow:
     """The shape of the flat rows of ``plan``. ``documents``: some may begin within rows; then ``count`` gives the sequences of
-    the run's fullest flat row.
+    the run's fullest flat row, if they are ``countable``.
 
     ValueError where no size is constant, and for fewer ``max_documents`` than any batch has.
     """
@@ -55,10 +57,16 @@ def flat_row(
         most = count(rest) if documents else _most_pieces(plan, windows, rest)
     elif most is not None:
         with suppress(ScheduleError):  # of a callable without an end nobody knows
-            _check_most(most, _most_pieces(plan, windows, rest))
+            _check_most(most, _most_pieces(plan, windows, rest), countable)
     if most is None or not padded:
-        return FlatRow(budget, most, 1, form.pad_id or 0)
-    return FlatRow(-(-(budget + most * (multiple - 1)) // multiple) * multiple, most, multiple, form.pad_id or 0)
+        multiple = 1
+    tokens = -(-(budget + (most or 0) * (multiple - 1)) // multiple) * multiple
+    if max(tokens, most or 0) > _LARGEST:
+        raise ValueError(
+            f"'cu_seq_lens' are int32, so a flat row has at most 2^31 - 1 tokens and sequences, got {tokens} with"
+            f" tokens_per_batch={budget}, max_documents={most} and flat_multiple_of={multiple}: write less"
+        )
+    return FlatRow(tokens, most, multiple, form.pad_id or 0, countable)
 
 
 def most_sequences(order: StoreOrder, documents: Ints | None, windows: Windows | None, rest: Rest) -> int:
@@ -105,11 +113,11 @@ def _most_pieces(plan: SequenceLengthPlan, windows: Windows | None, rest: Rest) 
     return max(map(pieces, plan.stages))
 
 
-def _check_most(most: int, least: int) -> None:
+def _check_most(most: int, least: int, countable: bool) -> None:
     if most < least:
         raise ValueError(
             f"max_documents={most} is fewer than the {least} rows of a batch, the windows in them and the rest of a flat row:"
-            f" write max_documents={least} or more, or max_documents='plan'"
+            f" write max_documents={least} or more" + (", or max_documents='plan'" if countable else "")
         )
 
 

@@ -10,6 +10,7 @@ Read next: :mod:`slw_data.plan.drawn`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,20 +41,30 @@ class ShardPlan:
     def check(self) -> None:
         """ScheduleError if there is a step whose rows cannot be divided, as far as steps are known."""
         known = self.plan.stages if self.plan.total_steps is not None else (self.plan.stage_at(0),)
+        common = math.gcd(*map(self._rows, known))
         for stage in known:
-            self._of_shard(stage)
+            if self._rows(stage) % self.num_shards:
+                raise self._uneven(stage, common)
+
+    def _rows(self, stage: Stage) -> int:
+        return stage.rows * stage.grad_accum_steps * self.plan.world_size
+
+    def _uneven(self, stage: Stage, common: int) -> ScheduleError:
+        """``common`` divides the rows of all steps that are known."""
+        fitting = nearest_divisor(common, self.num_shards, self.plan.world_size)
+        write = "" if fitting in (None, 1) else f"num_shards={fitting}, or "
+        return ScheduleError(
+            f"every step takes as many rows from each shard, so num_shards={self.num_shards} must divide the"
+            f" {self._rows(stage)} rows of step {stage.start}: write {write}other batch sizes"
+        )
 
     def stage_at(self, step: int, ahead: int = 1) -> Stage:
         return self._of_shard(self.plan.stage_at(step, ahead))
 
     def _of_shard(self, stage: Stage) -> Stage:
-        rows = stage.rows * stage.grad_accum_steps * self.plan.world_size
+        rows = self._rows(stage)
         if rows % self.num_shards:
-            fitting = nearest_divisor(rows, self.num_shards, self.plan.world_size)
-            raise ScheduleError(
-                f"every step takes as many rows from each shard, so num_shards={self.num_shards} must divide the {rows} rows of"
-                f" step {stage.start}: write num_shards={fitting}, or other batch sizes"
-            )
+            raise self._uneven(stage, rows)
         before = stage.rows_before // self.num_shards, stage.tokens_before // self.num_shards
         return Stage(stage.start, stage.stop, stage.length, rows // self.num_shards, 1, *before)
 

@@ -171,6 +171,8 @@ def _joined_documents(indexes: Sequence[str]) -> Offsets:
 
 def _open_object(x: Any, column: str) -> TokenStore:
     if is_store(x):
+        if len(x) == 0:
+            raise DataError(f"{x.name} holds no tokens (0 found, at least 1 expected): leave it out")
         return x
     if isinstance(x, (str, os.PathLike)):
         return open_folder(_absolute(x), column)

@@ -96,7 +96,8 @@ class HuggingFaceStream:
 
     def shard(self, index: int, num_shards: int) -> "HuggingFaceStream":
         """Some of the dataset's own shards."""
-        return replace(self, source=self.source.shard(num_shards=num_shards, index=index))
+        part = self.source.shard(num_shards=num_shards, index=index)
+        return replace(self, source=part, name=f"shard {index} of {num_shards} of {self.name}")
 
     @property
     def not_exact(self) -> str | None:
@@ -207,6 +208,7 @@ class HuggingFaceStream:
     def _private(self, epoch: int) -> Any:
         """The dataset with counters of its own, so that two iterators, or the user's and ours, do not meet."""
         source = copy.copy(self.source)
+        source.__dict__ = dict(vars(self.source))  # the copy shares it, so what is set here would be set there too
         source._ex_iterable = _copied(source._ex_iterable)
         if source.features is not None:
             source._ex_iterable = _typed(source._ex_iterable, source.features)

@@ -94,7 +94,8 @@ class SequenceStream(ItemStream):
 
     def shard(self, index: int, num_shards: int) -> "SequenceStream":
         """Items ``index``, ``index + num_shards``, ..."""
-        return replace(self, source=_EachOf(self.source, index, num_shards))
+        name = f"shard {index} of {num_shards} of {self.name}"
+        return replace(self, source=_EachOf(self.source, index, num_shards), name=name)
 
     def _mark(self) -> str:
         return documents_mark(self.source, self.documents, self.source.__getitem__)

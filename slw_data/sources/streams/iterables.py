@@ -63,7 +63,8 @@ class IterableStream(ItemStream):
 
     def shard(self, index: int, num_shards: int) -> "IterableStream":
         """What the function returns for part ``index`` of ``num_shards``."""
-        return replace(self, source=partial(self.source, index, num_shards))
+        name = f"shard {index} of {num_shards} of {self.name}"
+        return replace(self, source=partial(self.source, index, num_shards), name=name)
 
     def _first(self, position: Any) -> int:
         items, _, block = saved_fields(position, ("items", "digest", "block"), self.name)
