@@ -344,7 +344,7 @@ FAULTS = [
         "return",
         "fixed_shapes",
     ),
-    ("padding has no room", "batch/shapes.py", "budget + most * (multiple - 1)", "budget", "fixed_shapes"),
+    ("padding has no room", "batch/shapes.py", "budget + (most or 0) * (multiple - 1)", "budget", "fixed_shapes"),
     ("what is even is padded", "batch/shapes.py", "(documents or bool(uneven))", "True", "fixed_shapes"),
     ("pieces that go on are jumps", "order/spans.py", "if not goes_on.any():", "if True:", "shared_state"),
     (
