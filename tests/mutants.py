@@ -136,7 +136,13 @@ FAULTS = [
         "self.reader(self.begin), self.plan.rows_before(step - 1)",
         "resume",
     ),
-    ("rows within a step are not counted", "state.py", "(at.step) + self.rows_within(at)", "(at.step)", "resume"),
+    (
+        "rows within a step are not counted",
+        "state.py",
+        "rows = self.plan.rows_before(at.step) + self.rows_within(at)",
+        "rows = self.plan.rows_before(at.step)",
+        "resume",
+    ),
     ("a place within a micro-batch is taken", "state.py", "    if rest:\n", "    if False:\n", "resume"),
     ("a step is handed out before it is whole", "loader.py", "if self.position.batch == 0:", "if True:", "growing_batches"),
     ("a step is handed out with those before", "loader.py", "                batches = []\n", "", "growing_batches"),
@@ -486,6 +492,11 @@ FAULTS = [
         "packing",
     ),
     ("bos counts as padding", "state.py", "if self.begun:", "if False:", "packing"),
+    ("a window goes on in the next pass", "order/packed_stream.py", "min([wanted, *others])", "wanted", "packing"),
+    ("half a window is packed", "order/packed_stream.py", "else begin\n", "else documents.known.stop\n", "packing"),
+    ("a window begins with its block", "order/packed_stream.py", "self.lead, cursor.next)", "self.lead, cursor.first)", "packing"),
+    ("parts of a store are the same", "order/circle.py", "* self.parts + self.part", "* self.parts", "packing"),
+    ("parts have as many documents as the store", "order/circle.py", "(self.whole - self.part)", "(self.whole)", "packing"),
     # the plan
     (
         "rounding to the nearest rung",

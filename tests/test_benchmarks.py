@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import growth, measure
+from benchmarks import documents, growth, measure
 from benchmarks.corpus import write_corpus
 from benchmarks.peers import LIMIT, PEERS, READY, Peer
 
@@ -123,12 +123,20 @@ def test_growth_prints_four_tables_and_where_they_are_not_flat_and_what_ranks_co
         "lanes",
     ]
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    ways = [line.split("|")[1].strip() for line in lines[-28:]]
-    assert ways[0] == "stream, in order, 8" and ways[19] == "pack, shuffled, 1,024"
-    assert ways[20] == "stream, divided stream, 1 lane, 8" and ways[-1] == "truncate, divided stream, 1 lane, 1,024"
-    assert len(lines) == 4 * 4 + 2 + 28 and len(re.findall(r"^in order: .*; shuffled: ", text, re.MULTILINE)) == 4
+    ways = [line.split("|")[1].strip() for line in lines[-34:]]
+    assert ways[0] == "stream, in order, 8" and ways[23] == "pack, shuffled, divided, 1,024"
+    assert ways[24] == "stream, divided stream, 1 lane, 8" and ways[-1] == "pack, divided stream, 1,024"
+    assert len(lines) == 4 * 4 + 2 + 34 and len(re.findall(r"^in order: .*; shuffled: ", text, re.MULTILINE)) == 4
     assert growth.verdict(["1", "2"], [1.0, 1.2]) == "flat, within 20%"
     assert growth.verdict(["1", "2", "3"], [1.0, 2.0, 1.1]) == "not flat, 2.0 times at 2"
+
+
+def test_documents_prints_every_mode_over_a_store_and_over_streams(capsys):
+    documents.report(count=30_000, seconds=0.002, rounds=1, most=1)
+    lines = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert lines.count("documents, merely iterated") == 1 and "window, shuffled" in lines
+    kinds = ("lists", "NumPy documents", "Parquet", "Parquet, tokenizer")
+    assert [line for line in lines if line.endswith("two workers")] == [f"{kind}: stream, two workers" for kind in kinds]
 
 
 @pytest.mark.parametrize("option", ["--rounds=0", "--seconds=-1", "--seconds=nan", "--rows=0", "--lengths=8,0", "--steps=0"])
@@ -138,7 +146,7 @@ def test_options_that_count_or_last_are_above_zero(option, capsys):
     assert re.search(r"argument --\w+: must be above 0, got (0|-1|nan)\n", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("module", ["throughput", "startup", "growth"])
+@pytest.mark.parametrize("module", ["throughput", "startup", "growth", "documents"])
 def test_each_benchmark_refuses_to_measure_nothing(module):
     option = "--imports" if module == "startup" else "--rounds"
     done = subprocess.run(

@@ -59,6 +59,7 @@ def test_a_column_may_be_called_next(labels):
         ("shift_labels", {"labels": "both"}),
         *((extra, {"extras": (extra,)}) for extra in ("position_ids", "document_ids", "step")),
         ("window_ids", {"extras": ("window_ids",), "mode": "window"}),
+        ("attention_mask", {"mode": "segment", "pad_id": 0}),
         *((name, {"extras": ("cu_seq_lens",)}) for name in ("position_ids", "cu_seq_lens_q", "max_length_k")),
     ],
 )

@@ -99,6 +99,8 @@ class Form:
         made = dict.fromkeys((*self.extras, *(_OF_FLAT if self.flat else ())), f"extras={self.extras}")
         if self.labels == "both":
             made["shift_labels"] = "labels='both'"
+        if self.padded and not self.flat:
+            made["attention_mask"] = f"mode={self.mode!r}"
         for name in self.columns:
             if name in made:
                 raise ValueError(

@@ -64,7 +64,6 @@ class BucketSchedule:
             object.__setattr__(self, "weights", tuple(map(float, weights)))
         object.__setattr__(self, "num_cycles", integer("num_cycles", self.num_cycles, at_least=1))
         object.__setattr__(self, "seed", integer("seed", self.seed, at_least=0))
-
         if self.steps is not None:
             steps = tuple(items("steps", self.steps, "a sequence of ints"))
             if len(steps) != len(lengths) or not all(type(n) is int and n >= 0 for n in steps) or not any(steps):
