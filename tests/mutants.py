@@ -494,7 +494,7 @@ FAULTS = [
     ("bos counts as padding", "state.py", "if self.begun:", "if False:", "packing"),
     ("a window goes on in the next pass", "order/packed_stream.py", "min([wanted, *others])", "wanted", "packing"),
     ("half a window is packed", "order/packed_stream.py", "else begin\n", "else documents.known.stop\n", "packing"),
-    ("a window begins with its block", "order/packed_stream.py", "self.lead, cursor.next)", "self.lead, cursor.first)", "packing"),
+    ("a window begins with its block", "order/packed_stream.py", "lead, cursor.next)", "lead, cursor.first)", "packing"),
     ("parts of a store are the same", "order/circle.py", "* self.parts + self.part", "* self.parts", "packing"),
     ("parts have as many documents as the store", "order/circle.py", "(self.whole - self.part)", "(self.whole)", "packing"),
     # the plan
