@@ -40,6 +40,7 @@ from slw_data.plan import SequenceLengthPlan, Stage
 __all__ = ["Circle", "Cutter", "DocumentRows", "Documents", "Opened", "Reader", "Truncating", "whole_steps"]
 
 _AHEAD = 1 << 12  # documents at least that are looked up at once
+_PASSES = 4  # and, of a store of few documents, passes
 _TOGETHER = 1 << 13  # of these, as many as the lines of the offsets that they touch stay in the cache
 _AT_ONCE = 1 << 16  # rows of all ranks at most that are cut at once, if they are more than those of a batch
 _SKIPPED = 1 << 16  # documents at most that are looked up at once where no row is looked at
@@ -307,7 +308,7 @@ class Cutter:
         stop = self.next + count if end is None else min(self.next + count, end)
         first, places, sizes = self._ahead
         if stop > first + len(places) and (end is None or self.next < end):
-            last = max(stop, self.next + _AHEAD)
+            last = max(stop, self.next + min(_AHEAD, _PASSES * self.documents.count))
             places, sizes = self.documents.opened(self.next, last if end is None else min(last, end))
             first, self._ahead = self.next, (self.next, places, sizes)
         here = slice(self.next - first, stop - first)

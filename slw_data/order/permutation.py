@@ -18,6 +18,7 @@ Ints = npt.NDArray[np.int64]
 
 _TABLE = 16  # bits of half a value up to which the rounds are looked up: six tables of 512 KiB at most
 _MANY = 1 << 8  # values from which on that is worth it
+_FEW = 1 << 10  # sizes up to which all of a permutation costs as much as a few values of it
 
 
 def permute(values: Ints, size: int, key: tuple[int, ...]) -> Ints:
@@ -27,6 +28,12 @@ def permute(values: Ints, size: int, key: tuple[int, ...]) -> Ints:
     (Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002).
     """
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    if size <= _FEW:  # walking on is then a look into a table
+        whole = _all(half, key)
+        out = whole[values]
+        while (outside := np.flatnonzero(out >= size)).size:
+            out[outside] = whole[out[outside]]
+        return out
     tabled = half <= _TABLE and len(values) >= _MANY
     tables = _tables(half, key) if tabled else None
     keys = _keys(key)
@@ -61,6 +68,12 @@ def _mixed(right: npt.NDArray[np.uint64], key: np.uint64, half: int) -> npt.NDAr
     mixed *= np.uint64(0xD6E8FEB86659FD93)
     upper: npt.NDArray[np.uint64] = mixed >> np.uint64(64 - half)
     return upper
+
+
+@lru_cache(maxsize=64)
+def _all(half: int, key: tuple[int, ...]) -> Ints:
+    """The network at each of its values, int64 (4^half,)."""
+    return _feistel(np.arange(1 << 2 * half, dtype=np.uint64), half, _keys(key))
 
 
 @lru_cache(maxsize=4)
