@@ -265,6 +265,8 @@ GOOD = [[1, 2, 3], [], [4, 5]]
         ({"documents": []}, DataError, ("document index is empty",)),
         ({"documents": [1, 2, 3]}, DataError, ("entry 0 is 1", "expected 0")),
         ({"documents": [-1, 2, 3]}, DataError, ("entry 0 is -1", "expected 0")),
+        ({"documents": [-(2**63), 2, 3]}, DataError, (f"entry 0 is {-(2**63)}", "expected 0")),
+        ({"documents": [0, 2**63 - 1, -2, 3]}, DataError, ("entry 2 is -2", f"at least {2**63 - 1}")),
         ({"documents": [0, 2, 1, 3]}, DataError, ("entry 2 is 1", "at least 2")),
         ({"documents": [0, 1, 2]}, DataError, ("entry, 2, is 2", "sequences, 3")),
         ({"documents": [0, 1, 4]}, DataError, ("entry, 2, is 4", "sequences, 3")),

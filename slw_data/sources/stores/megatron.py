@@ -125,9 +125,8 @@ def _check_documents(path: str, index: Index) -> None:
     documents, count = index.documents, len(index.lengths)
     if len(documents) == 0:
         raise DataError(f"{path}: the document index is empty, expected it to run from 0 to {count} sequences")
-    steps = np.diff(documents, prepend=0)
-    steps[0] = -abs(documents[0])  # anything but 0 is as wrong as a step back
-    if (bad := _first(steps < 0)) is not None:
+    wrong = np.append(documents[0] != 0, documents[1:] < documents[:-1])  # compared: a difference might overflow
+    if (bad := _first(wrong)) is not None:
         before = documents[bad - 1] if bad else 0
         raise DataError(
             f"{path}: document index entry {bad} is {documents[bad]}, expected {'at least ' if bad else ''}{before}"
