@@ -356,7 +356,7 @@ def open_run(
     vocabulary = "" if form.vocab_size is None else f", vocabulary of {form.vocab_size}"
     shard = (ranks.rank, ranks.world) if ranks.sharded else None
     padded = form.padded and not isinstance(batches, DividedBatches)
-    identity = Identity(plan, batches.order, source.fingerprint + vocabulary, shard, padded, form.bos_id is not None)
+    identity = Identity(plan, batches.order, source.fingerprint + vocabulary, shard, padded, form.lead > 0)
     return Run(plan, source, ranks, epochs, batches, builder, identity, windows)
 
 
@@ -369,6 +369,8 @@ def _divided(
     ranks: Ranks,
 ) -> DividedBatches:
     """Of a divided run, the shards that this rank reads."""
+    if isinstance(source, Stores):
+        _check_divided(source, form.mode, shuffle.num_shards)
     count, of_each = shuffle.num_shards, ShardPlan(plan, shuffle.num_shards)
     if ranks.sharded:
         raise ValueError(f"sharded=True: each rank brings its own part, and num_shards={count} divides one: give one of them")
@@ -385,7 +387,6 @@ def _divided(
     mine = range(ranks.rank * count // ranks.world, (ranks.rank + 1) * count // ranks.world)
     shards: dict[int, StoreBatches]
     if isinstance(source, Stores):
-        _check_documents(source, form.mode, count)
         documents = _documents(source, None, form, shuffle)
         shards = {n: _packed_batches(source, documents.shard(n, count), of_each, form, 0) for n in mine}
     else:
@@ -395,8 +396,8 @@ def _divided(
     return DividedBatches(shards, DividedOrder(orders, count, ranks.world), plan)
 
 
-def _check_documents(source: Stores, mode: str, count: int) -> None:
-    """Whether a store's documents can be divided: they are where rows of others cost something."""
+def _check_divided(source: Stores, mode: str, count: int) -> None:
+    """A store is divided where rows of other ranks cost something, and no part of it may be empty."""
     if mode != "pack":
         raise ValueError(
             f"num_shards={count} divides a stream, or the windows of mode 'pack'; of {source.name}, a store, each rank reads"

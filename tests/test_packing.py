@@ -462,6 +462,8 @@ def test_every_batch_before_a_bad_token_is_delivered_and_the_run_goes_on_over_th
     [
         ({"window": -1}, "JSON"),
         ({"window": 1.0}, "JSON"),
+        ({"window": True}, "JSON"),
+        ({"rows": [[4, 2, 1]]}, "JSON"),
         ({"rows": [[4, 1.5]]}, "JSON"),
         ({"rows": [[4]]}, "JSON"),
         ({"rows": [[0, 1]]}, "JSON"),
@@ -507,6 +509,8 @@ def test_what_makes_no_sense_is_refused_in_words(small_windows):
     refused(lambda: SLWDataset(source, ConstantSchedule(4), mode="pack", **ends), "num_shards=3", "has 2", error=DataError)
     ends["num_shards"], ends["batch_size"] = 2, 2
     refused(lambda: SLWDataset(source, ConstantSchedule(4), mode="segment", **ends), "'pack'", "leave it out", error=ValueError)
+    del ends["total_steps"]
+    refused(lambda: SLWDataset(source, ConstantSchedule(4), mode="segment", **ends), "leave it out", error=ValueError)
     loader = loader_of(source, ConstantSchedule(4), {"batch_size": 1, "world_size": 1}, mode="pack", pad_id=0)
     loader.seek(5)
     assert list(loader) == []

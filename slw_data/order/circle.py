@@ -21,24 +21,24 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from slw_data.arguments import shown
 from slw_data.cached import cached
 from slw_data.errors import StateError
 from slw_data.order.lanes import open_lanes
 from slw_data.order.permutation import Ints, permute
-from slw_data.order.position import Position
+from slw_data.order.position import Position, are_ints, read_cursor
 from slw_data.order.spans import Spans
 from slw_data.plan import SequenceLengthPlan, Stage
 
 __all__ = ["Circle", "Cutter", "DocumentRows", "Documents", "Opened", "Reader", "Truncating", "whole_steps"]
 
+_COUNTS = ("next", "delivered", "discarded")
 _AHEAD = 1 << 12  # documents at least that are looked up at once
 _PASSES = 4  # and, of a store of few documents, passes
 _TOGETHER = 1 << 13  # of these, as many as the lines of the offsets that they touch stay in the cache
@@ -380,6 +380,11 @@ def whole_steps(stage: Stage, batches: range, world_size: int, rows_left: Callab
     return range(batches.start, max(batches.start, min(batches.stop, batches.start - begun + steps * accumulated)))
 
 
+def _sound(saved: Mapping[str, Any]) -> bool:
+    lanes = saved["lanes"]
+    return set(saved) == {*_COUNTS, "lanes"} and are_ints(saved[name] for name in _COUNTS) and are_ints(lanes, at_least=-1)
+
+
 @dataclass(frozen=True, eq=False)
 class DocumentRows:
     """Rows of ``plan`` that hold one document each. ``mode``: "segment", or "truncate", where ``preserve_eos`` keeps a
@@ -523,16 +528,8 @@ class DocumentRows:
 
     def load(self, text: Any, at: Position) -> Opened:
         """The cursor that :meth:`dump` wrote. StateError if it cannot be of this run."""
-        try:
-            values = json.loads(text)
-            counts = [values.pop(name) for name in ("next", "delivered", "discarded")]
-            lanes = values.pop("lanes")
-            sound = not values and isinstance(lanes, list) and all(type(n) is int for n in counts + lanes)
-            sound = sound and min(counts) >= 0 and max(counts, default=0) < 1 << 62
-        except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
-            sound = False
-        if not sound:
-            raise StateError(f"stream must be the JSON that state_dict() wrote, the saved state has {shown(text):.80}")
+        saved = read_cursor(text, dict, _sound)
+        lanes, counts = saved["lanes"], [saved[name] for name in _COUNTS]
         self._check(counts[0], lanes)
         opened, delivered, discarded = counts
         return Opened(opened, delivered, discarded, Circle(self.row(at), opened, np.array(lanes, np.int64)))

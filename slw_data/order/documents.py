@@ -21,14 +21,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from slw_data.arguments import shown
 from slw_data.errors import StateError, warn
 from slw_data.order.circle import whole_steps
 from slw_data.order.cutting import Cut, Held, dealer_of
 from slw_data.order.dealing import Dealt, Mark, Snapshot, Window
 from slw_data.order.diversity import neighbours
 from slw_data.order.permutation import Ints
-from slw_data.order.position import Position
+from slw_data.order.position import Position, are_ints, read_cursor
 from slw_data.order.spans import Spans, joined
 from slw_data.plan import SequenceLengthPlan, ShardPlan, Stage
 from slw_data.plan.schedules import ConstantSchedule
@@ -375,17 +374,8 @@ class DocumentOrder:
         return json.dumps(at.cursor._asdict())
 
     def load(self, text: Any, at: Position) -> Snapshot:
-        try:
-            values = json.loads(text)
-            snapshot = Snapshot(**values)
-            lanes = tuple(snapshot.lanes)
-            numbers = (snapshot.epoch, snapshot.first, snapshot.next, *snapshot[5:], *lanes)
-            sound = len(values) == len(snapshot) and all(type(n) is int for n in numbers)
-            sound = sound and min(numbers[:6]) >= 0 and max(numbers) < 1 << 62 and len(lanes) % 2 == 0
-        except (TypeError, ValueError, RecursionError):
-            sound = False
-        if not sound:
-            raise StateError(f"stream must be the JSON that state_dict() wrote, the saved state has {shown(text):.80}")
+        snapshot = read_cursor(text, Snapshot, _sound)
+        lanes = tuple(snapshot.lanes)
         if len(lanes) not in (0, 2 * self.num_lanes):
             raise StateError(f"stream has {len(lanes) // 2} lanes in the saved state, this run has num_lanes={self.num_lanes}")
         return snapshot._replace(lanes=lanes)
@@ -393,6 +383,10 @@ class DocumentOrder:
     def describe(self) -> str:
         """The order in words: what it mixes shows as it is read."""
         return f"{self.fingerprint}: a stream, whose documents are known as they are read"
+
+
+def _sound(at: Snapshot) -> bool:
+    return are_ints([at.epoch, at.first, at.next, *at[5:]]) and are_ints(at.lanes, at_least=-1) and len(at.lanes) % 2 == 0
 
 
 def _whole_batches(stage: Stage, cut: Cut, look: int, window: Window) -> Spans:

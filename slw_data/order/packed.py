@@ -22,16 +22,15 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from slw_data.arguments import shown
 from slw_data.errors import ScheduleError, StateError
 from slw_data.order.circle import Documents, whole_steps
 from slw_data.order.packing import Fragments, Rows, count_rows, pack
 from slw_data.order.permutation import Ints
-from slw_data.order.position import Position
+from slw_data.order.position import Position, are_ints, read_cursor
 from slw_data.order.spans import Spans
 from slw_data.plan import SequenceLengthPlan, ShardPlan, Stage
 
-__all__ = ["DocumentWindows", "Packed", "PackedRows", "Packer", "Reader", "Windows", "room_of", "rows_of_pieces"]
+__all__ = ["DocumentWindows", "Packed", "PackedRows", "Packer", "Reader", "Windows", "are_taken", "room_of", "rows_of_pieces"]
 
 _TOGETHER = 1024  # windows at most that are counted at once: what they need stays in the cache
 _AT_ONCE = 1 << 22  # rows of all ranks at most that are gone through at once
@@ -62,6 +61,11 @@ class Windows(Protocol):
 
     def pack(self, number: int, fragments: Fragments, length: int) -> Rows:
         """What there is yet of a window, packed."""
+
+
+def are_taken(rows: Sequence[Sequence[int]], lead: int) -> bool:
+    """Whether the rows of a cursor are some of each length, and those have room."""
+    return all(len(pair) == 2 and are_ints(pair[:1], at_least=lead + 1) and are_ints(pair[1:], at_least=1) for pair in rows)
 
 
 def room_of(length: int, lead: int) -> int:
@@ -194,6 +198,23 @@ class Reader:
         self.packer = packer
         self.before = packer.cursor
         self.after: list[Packed] = []
+
+    def at(self, cursor: Packed) -> Any:
+        """The cursor as a position has it."""
+        return cursor
+
+    def skip(self, stage: Stage, batches: range, world: int) -> None:
+        """Pass over ``batches``, which come next."""
+        rows = len(batches) * stage.rows * world
+        self.packer.skip(rows, stage.length, rows)
+
+    def positions(self, stage: Stage, batches: range) -> list[Position]:
+        """Where the run stands after each of ``batches``, the last that were looked up."""
+        places = (divmod(batch + 1, stage.grad_accum_steps) for batch in batches)
+        return [
+            Position(stage.start + steps, batch, self.at(cursor), cursor.delivered)
+            for (steps, batch), cursor in zip(places, self.after, strict=True)
+        ]
 
     def look_up(self, stage: Stage, batches: range, rank: int, world: int) -> tuple[Ints, Fragments, int]:
         """``(run, pieces, rows)`` of ``rank``'s rows in ``batches``, which come next."""
@@ -372,8 +393,7 @@ class PackedRows:
 
     def skip(self, stage: Stage, batches: range, reader: StoreReader) -> None:
         """Pass over ``batches``, which another worker reads."""
-        rows = len(batches) * stage.rows * self.plan.world_size
-        reader.packer.skip(rows, stage.length, rows)
+        reader.skip(stage, batches, self.plan.world_size)
 
     def spans(self, stage: Stage, batches: range, rank: int, look: int, reader: StoreReader) -> Spans:
         """Where ``batches`` lie that are ``rank``'s; with ``look``, where the token after each is too."""
@@ -383,11 +403,7 @@ class PackedRows:
 
     def after(self, stage: Stage, batches: range, reader: StoreReader) -> Sequence[Position]:
         """Where the run stands after each of ``batches``, the last that were looked up."""
-        places = (divmod(batch + 1, stage.grad_accum_steps) for batch in batches)
-        return [
-            Position(stage.start + steps, batch, cursor, cursor.delivered)
-            for (steps, batch), cursor in zip(places, reader.after, strict=True)
-        ]
+        return reader.positions(stage, batches)
 
     def again(self, stage: Stage, batches: range, reader: StoreReader) -> StoreReader:
         """A reader that stands before ``batches``, whose spans were looked up last."""
@@ -440,22 +456,16 @@ class PackedRows:
 
     def load(self, text: Any, at: Position) -> Packed:
         """The cursor that :meth:`dump` wrote. StateError if it cannot be of this run."""
-        try:
-            values = json.loads(text)
-            cursor = Packed(**values)
-            rows = tuple((length, taken) for length, taken in cursor.rows)
-            numbers = [cursor.window + 1, cursor.delivered + 1, *rows_as_numbers(rows, self.windows.lead)]
-            sound = len(values) == len(cursor) and all(type(number) is int and 0 < number < 1 << 62 for number in numbers)
-        except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
-            sound = False
-        if not sound:
-            raise StateError(f"stream must be the JSON that state_dict() wrote, the saved state has {shown(text):.80}")
-        cursor, end = cursor._replace(rows=rows), self.windows.end
-        if end is not None and cursor.window >= end + (not rows):
+        cursor = read_cursor(text, Packed, self._sound)
+        cursor, end = cursor._replace(rows=tuple((length, taken) for length, taken in cursor.rows)), self.windows.end
+        if end is not None and cursor.window >= end + (not cursor.rows):
             raise StateError(f"rows of window {cursor.window} are next in the saved state, and this run has {end} windows")
         self._check_tokens(cursor, at)
         StorePacker(self.windows, cursor)  # StateError where a window has not so many rows
         return cursor
+
+    def _sound(self, saved: Packed) -> bool:
+        return are_ints([saved.window, saved.delivered]) and are_taken(saved.rows, self.windows.lead)
 
     def _check_tokens(self, cursor: Packed, at: Position) -> None:
         """Of a part of the documents nobody knows how many tokens it has in a pass."""
@@ -468,8 +478,3 @@ class PackedRows:
                 f"tokens must be in [{first}, {first + num_tokens}) where window {cursor.window} is next,"
                 f" the saved state has {at.tokens}"
             )
-
-
-def rows_as_numbers(rows: Sequence[tuple[int, int]], lead: int) -> list[int]:
-    """What must be above 0 in the rows of a cursor."""
-    return [number for length, taken in rows for number in (length - lead, taken)]

@@ -15,13 +15,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from slw_data.arguments import shown
 from slw_data.errors import StateError
 from slw_data.order.circle import whole_steps
 from slw_data.order.dealing import Mark, Snapshot, Window
-from slw_data.order.packed import DocumentWindows, Packed, Packer, Reader, room_of, rows_as_numbers, rows_of_pieces
+from slw_data.order.packed import DocumentWindows, Packed, Packer, Reader, are_taken, room_of, rows_of_pieces
 from slw_data.order.packing import Fragments, Rows, pack
-from slw_data.order.position import Position
+from slw_data.order.permutation import Ints
+from slw_data.order.position import Position, are_ints, read_cursor
 from slw_data.order.spans import Spans
 from slw_data.plan import SequenceLengthPlan, ShardPlan, Stage
 from slw_data.sources.streams import DocumentStream
@@ -152,8 +152,15 @@ class StreamReader(Reader):
         found, documents.marks = tuple(documents.marks), []
         return found
 
+    def look_up(self, stage: Stage, batches: range, rank: int, world: int) -> tuple[Ints, Fragments, int]:
+        self.windows.release(self.packer.window)
+        return super().look_up(stage, batches, rank, world)
+
+    def skip(self, stage: Stage, batches: range, world: int) -> None:
+        self.windows.release(self.packer.window)
+        super().skip(stage, batches, world)
+
     def at(self, cursor: Packed) -> WindowAt:
-        """The cursor as it is saved."""
         return self.windows.at(cursor.window)._replace(rows=cursor.rows, delivered=cursor.delivered)
 
 
@@ -213,23 +220,16 @@ class PackedStream:
 
     def skip(self, stage: Stage, batches: range, reader: StreamReader) -> None:
         """Pass over ``batches``, which another worker reads."""
-        rows = len(batches) * stage.rows * self.plan.world_size
-        reader.windows.release(reader.packer.window)
-        reader.packer.skip(rows, stage.length, rows)
+        reader.skip(stage, batches, self.plan.world_size)
 
     def spans(self, stage: Stage, batches: range, rank: int, look: int, reader: StreamReader) -> Spans:
         """Where ``batches`` lie that are ``rank``'s; with ``look``, where the token after each is too."""
-        reader.windows.release(reader.packer.window)
         run, pieces, rows = reader.look_up(stage, batches, rank, self.plan.world_size)
         return rows_of_pieces(run, pieces.places, pieces, stage, rows, self.lead, look, reader.windows.documents)
 
     def after(self, stage: Stage, batches: range, reader: StreamReader) -> Sequence[Position]:
         """Where the run stands after each of ``batches``, the last that were looked up."""
-        places = (divmod(batch + 1, stage.grad_accum_steps) for batch in batches)
-        return [
-            Position(stage.start + steps, batch, reader.at(cursor), cursor.delivered)
-            for (steps, batch), cursor in zip(places, reader.after, strict=True)
-        ]
+        return reader.positions(stage, batches)
 
     def again(self, stage: Stage, batches: range, reader: StreamReader) -> StreamReader:
         """A reader that stands before ``batches``, whose spans were looked up last."""
@@ -286,19 +286,13 @@ class PackedStream:
         return json.dumps(at.cursor._asdict())
 
     def load(self, text: Any, at: Position) -> WindowAt:
-        try:
-            values = json.loads(text)
-            cursor = WindowAt(**values)
-            rows = tuple((length, taken) for length, taken in cursor.rows)
-            counts = (cursor.epoch, cursor.first, cursor.next, cursor.dealt, cursor.delivered)
-            numbers = [*(count + 1 for count in counts), *rows_as_numbers(rows, self.lead)]
-            sound = len(values) == len(cursor) and all(type(number) is int and 0 < number < 1 << 62 for number in numbers)
-            sound = sound and cursor.first <= cursor.next and cursor.dealt <= cursor.delivered
-        except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
-            sound = False
-        if not sound:
-            raise StateError(f"stream must be the JSON that state_dict() wrote, the saved state has {shown(text):.80}")
-        return cursor._replace(rows=rows)
+        cursor = read_cursor(text, WindowAt, self._sound)
+        return cursor._replace(rows=tuple((length, taken) for length, taken in cursor.rows))
+
+    def _sound(self, saved: WindowAt) -> bool:
+        counts = [saved.epoch, saved.first, saved.next, saved.dealt, saved.delivered]
+        in_order = are_ints(counts) and saved.first <= saved.next and saved.dealt <= saved.delivered
+        return in_order and are_taken(saved.rows, self.lead)
 
     def describe(self) -> str:
         """The order in words: what it mixes shows as it is read."""

@@ -5,9 +5,16 @@ Read next: :mod:`slw_data.order.spans`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-__all__ = ["Order", "Position"]
+from slw_data.arguments import shown
+from slw_data.errors import StateError
+
+__all__ = ["Order", "Position", "are_ints", "read_cursor"]
+
+Cursor = TypeVar("Cursor")
 
 
 class Position(NamedTuple):
@@ -58,3 +65,21 @@ class Order(Protocol):
 
     def load(self, text: Any, at: Position) -> Any:
         """The cursor that was dumped at ``at``; StateError if it cannot be of this run."""
+
+
+def read_cursor(text: Any, kind: Callable[..., Cursor], sound: Callable[[Cursor], bool]) -> Cursor:
+    """What was saved as the JSON of a mapping: ``kind`` of its values. StateError where this fails, or it is not ``sound``."""
+    try:
+        values = json.loads(text)
+        cursor = kind(**values)
+        right = sound(cursor) and len(values) == len(getattr(cursor, "_fields", values))
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
+        right = False
+    if not right:
+        raise StateError(f"stream must be the JSON that state_dict() wrote, the saved state has {shown(text):.80}")
+    return cursor
+
+
+def are_ints(values: Iterable[Any], *, at_least: int = 0) -> bool:
+    """Whether all are ints of a size that a run can come to."""
+    return all(type(value) is int and at_least <= value < 1 << 62 for value in values)
