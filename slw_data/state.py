@@ -129,7 +129,8 @@ def parse_state(
 
 def _parse_whole(identity: Identity, state: Any, strict: bool) -> Position:
     if not isinstance(state, Mapping):
-        raise TypeError(f"a state is a dict as state_dict() returns it, got {type(state).__name__}")
+        one = " of states: all ranks have the same here, so pass one of them" if isinstance(state, (list, tuple)) else ""
+        raise TypeError(f"a state is a dict as state_dict() returns it, got {type(state).__name__}{one}")
     if set(state) == {"step"} and identity.order.found_by_step:
         return identity.order.seek(_step(identity.plan, state))
     keys = _check_keys(state)

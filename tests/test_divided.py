@@ -248,3 +248,10 @@ def test_padding_and_discards_are_counted_for_the_shards_of_each_rank(mode):
         assert discarded == sum(max(0, len(doc) - 4) for doc in mine) and padded == sum(max(0, 4 - len(doc)) for doc in mine)
     else:
         assert discarded == 0
+
+
+def test_a_list_of_states_for_a_stream_that_is_not_divided_is_told_to_be_one_of_them():
+    shape = {"batch_size": 4, "grad_accum_steps": 1, "world_size": 1}
+    loader = SLWLoader(built([[1, 2, 3]] * 12, ConstantSchedule(4), shape, total_steps=3))
+    state = loader.state_dict()
+    refused(lambda: loader.load_state_dict([state, state]), "list of states", "pass one of them", error=TypeError)
